@@ -1,0 +1,142 @@
+// Package storage is the seam between a partition and the engine that keeps
+// its log on disk. It is shaped like a log, not like a key-value store: chunks
+// of record batches are appended, read from an offset, and trimmed from the
+// front; beside them there is one small ordered index per partition.
+//
+// Appends are not fsynced one by one. What is durable is said by checkpoints:
+// the Checkpointer captures each partition's state, makes everything stored so
+// far durable (Engine.Sync), and only then writes the checkpoint. A partition
+// opens at its newest checkpoint; the Store drops whatever lies above it and the
+// replicated log applies the rest again.
+package storage
+
+import (
+	"errors"
+	"fmt"
+)
+
+// LogID names one replica's log. All three come from counters that are never
+// reused, so that nothing old can surface under something new.
+type LogID struct {
+	Topic     uint64
+	Partition uint64
+	Replica   uint64
+}
+
+func (id LogID) String() string {
+	return fmt.Sprintf("t%d-p%d-r%d", id.Topic, id.Partition, id.Replica)
+}
+
+// A Chunk is what one replicated entry stored: record batches with adjoining
+// offsets. Meta is small, opaque to the store, and kept with the chunk.
+type Chunk struct {
+	Base    int64  // offset of the first record
+	Last    int64  // offset of the last record
+	Index   uint64 // index of the replicated entry
+	LogTime int64  // log time, Unix milliseconds
+	Meta    []byte
+	Data    []byte // whole record batches, byte for byte
+}
+
+// IndexEntry is a pair of the ordered index. Keys order bytewise. A nil Value
+// deletes the key.
+type IndexEntry struct {
+	Key   []byte // 1..64 bytes
+	Value []byte // up to 256 bytes
+}
+
+// Mark says what a log is known to hold durably: every offset in [Start, Next).
+type Mark struct {
+	Start int64
+	Next  int64
+}
+
+// A Store is one replica's log. Append, Trim and Reset have one caller at a
+// time; the rest may be called concurrently with them and with each other.
+type Store interface {
+	// Append stores chunks and index entries, all or nothing. They are visible
+	// to readers on return and durable after the next Engine.Sync. The first
+	// chunk's Base must be Next(). The store copies what it keeps.
+	Append(chunks []Chunk, index []IndexEntry) error
+
+	// Read calls visit with the chunk that holds offset and those after it, in
+	// order, until visit returns false or the end is reached. The slices of a
+	// chunk are valid during the call only; the caller verifies the batches' CRCs, the
+	// store verifies everything else of a chunk (ErrCorrupt names the offset).
+	// An offset below the first stored chunk starts at that chunk.
+	Read(offset int64, visit func(Chunk) bool) error
+
+	// Next is one above the newest stored offset.
+	Next() int64
+
+	// Seek returns the first index pair whose key is at or above key and, with
+	// upTo non-nil, below upTo. The slices are the caller's.
+	Seek(key, upTo []byte) (k, v []byte, ok bool, err error)
+
+	// SeekBack returns the last index pair whose key is at or below key.
+	SeekBack(key []byte) (k, v []byte, ok bool, err error)
+
+	// Trim gives back the space of chunks that lie wholly below start, and of
+	// index pairs below indexBelow. It may do so lazily. Only ask for it once a checkpoint
+	// with this start is durable.
+	Trim(start int64, indexBelow []byte) error
+
+	// Reset drops everything; the next chunk's Base will be next.
+	Reset(next int64) error
+
+	// Bytes is the size of the stored chunks, as appended.
+	Bytes() int64
+
+	// Close releases the store, not the data.
+	Close() error
+}
+
+// An Engine keeps the logs of one broker in one directory.
+type Engine interface {
+	// Open opens or creates a log, drops every chunk above m.Next and verifies that the
+	// chunks' ranges adjoin from m.Start up to m.Next. It returns a *HoleError
+	// where they don't; nothing is deleted then.
+	Open(id LogID, m Mark) (Store, error)
+
+	// Logs lists the logs that hold data.
+	Logs() ([]LogID, error)
+
+	// Drop deletes a closed log's data.
+	Drop(id LogID) error
+
+	// Sync makes durable everything whose Append returned before the call. An error
+	// is final: the data may be gone from the page cache.
+	Sync() error
+
+	// Collect gives back space that trims and drops have freed. It may take long;
+	// it stops early when stop is closed.
+	Collect(stop <-chan struct{}) error
+
+	// Figures reports engine metrics by name, in base units.
+	Figures() map[string]float64
+
+	Close() error
+}
+
+// ErrCorrupt: what was read back is not what was stored.
+var ErrCorrupt = errors.New("stored data is damaged")
+
+// ErrUnknownEngine: no engine of that name was registered.
+var ErrUnknownEngine = errors.New("unknown storage engine")
+
+// HoleError says which offsets a log should hold and doesn't.
+type HoleError struct {
+	Log      LogID
+	From, To int64 // missing: [From, To)
+}
+
+func (e *HoleError) Error() string {
+	return fmt.Sprintf("log %s: offsets %d to %d are missing", e.Log, e.From, e.To-1)
+}
+
+// Options of an engine. Zero values mean the engine's defaults.
+type Options struct {
+	Dir         string
+	MemoryBytes int64 // what caches and write buffers may take together
+	Logf        func(level, message string)
+}

@@ -1,0 +1,174 @@
+// Package replication holds the seams between a partition and whatever keeps
+// its replicas in step: Log proposes entries and reports leadership,
+// StateMachine applies what was committed, Host starts replicas.
+//
+// Adapters live below it: raft (dragonboat, real disks and sockets) and memlog
+// (in memory, with faults). Both pass the suite in replicationtest.
+package replication
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// Errors of a proposal. ErrDropped is the only definite rejection: the entry
+// was not and never will be committed. After ErrUnknown it may have been, or
+// may yet be.
+var (
+	ErrDropped  = errors.New("proposal dropped")
+	ErrUnknown  = errors.New("outcome of the proposal is unknown")
+	ErrBusy     = errors.New("log is busy")
+	ErrClosed   = errors.New("log is closed")
+	ErrNoLeader = errors.New("no leader")
+	// ErrConfigChanged: a membership change named a config-change id that is no
+	// longer the newest.
+	ErrConfigChanged = errors.New("membership was changed by someone else")
+)
+
+// A Log is one replica's handle on one replicated log. All methods may be
+// called concurrently.
+type Log interface {
+	// Propose hands data to the log and returns without waiting for a commit.
+	// The log owns data from here on, whatever it returns. An error means that
+	// the entry was refused (ErrBusy, ErrClosed, ErrNoLeader): it never commits.
+	// Proposals that are in flight together may be dropped one by one: the
+	// commit order is not promised to be the order of the calls.
+	Propose(data []byte, timeout time.Duration) (Pending, error)
+
+	// Leadership tells who leads, as far as this replica knows.
+	Leadership() Leadership
+
+	// Barrier returns once everything that was committed anywhere before the
+	// call has been applied here (a linearizable read).
+	Barrier(ctx context.Context) error
+
+	// Members returns the committed membership.
+	Members(ctx context.Context) (Membership, error)
+
+	// Change alters the membership by one step, if it is still the one that
+	// ifConfig names (Membership.ConfigID).
+	Change(ctx context.Context, c Change, ifConfig uint64) error
+
+	// Transfer asks for the leadership to move to another replica. It returns
+	// when the request was taken, not when it was carried out.
+	Transfer(ctx context.Context, to uint64) error
+
+	// Applied is the index of the newest entry handed to the state machine.
+	Applied() uint64
+
+	// Close stops the replica; its state machine is closed before Close
+	// returns. Nothing is deleted. Pending proposals end with ErrClosed or
+	// ErrUnknown.
+	Close() error
+}
+
+// Pending is a proposal on its way. Wait returns exactly once; it must be
+// called, from any one goroutine.
+type Pending interface {
+	// Wait returns the state machine's result once the entry was applied here,
+	// or ErrDropped, ErrUnknown, ErrClosed.
+	Wait() (Result, error)
+}
+
+// Leadership as one replica knows it. Leader is 0 while there is none.
+type Leadership struct {
+	Leader uint64 // replica id
+	Term   uint64
+	Self   bool // this replica leads
+}
+
+// Membership of a log: replica id to its peer address as last committed.
+type Membership struct {
+	ConfigID  uint64
+	Voters    map[uint64]string
+	NonVoting map[uint64]string
+	Removed   map[uint64]struct{}
+}
+
+// ChangeKind is one step of a membership change.
+type ChangeKind uint8
+
+const (
+	AddNonVoting ChangeKind = iota + 1
+	Promote
+	Remove
+)
+
+// Change is one step: the replica and, unless it is removed, its address.
+type Change struct {
+	Kind    ChangeKind
+	Replica uint64
+	Address string
+}
+
+// Entry is a committed entry. Indexes rise; there are gaps where the log's own
+// entries were. Data belongs to the log: a state machine copies what it keeps.
+type Entry struct {
+	Index  uint64
+	Data   []byte
+	Result Result // set by Apply
+}
+
+// Result is what a state machine answers to one entry.
+type Result struct {
+	Value uint64
+	Data  []byte
+}
+
+// A StateMachine applies a log on one replica. Apply, Sync and the snapshot
+// methods are called as the log sees fit: Apply never concurrently with itself,
+// PrepareSnapshot or RecoverFromSnapshot; SaveSnapshot and Sync may run beside Apply.
+type StateMachine interface {
+	// Open returns the index up to which applied state is durable. Entries above
+	// it are applied again. Called once, before anything else.
+	Open(stop <-chan struct{}) (uint64, error)
+
+	// Apply applies entries in order and sets each Result. Its effects need not
+	// be durable, but must survive in order: never a later one without an
+	// earlier one. An error is fatal to the process.
+	Apply(entries []Entry) error
+
+	// Sync makes everything that was applied before the call durable.
+	Sync() error
+
+	// PrepareSnapshot fixes a point in time for SaveSnapshot.
+	PrepareSnapshot() (any, error)
+
+	// SaveSnapshot writes the state as of the point that PrepareSnapshot fixed.
+	SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error
+
+	// RecoverFromSnapshot replaces all state by the snapshot's, durably.
+	RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error
+
+	// Close releases what Open took.
+	Close() error
+}
+
+// Replica says which replica of which log to start.
+type Replica struct {
+	Shard   uint64 // the log's id in the cluster, never reused
+	Replica uint64 // this replica's id within it, never reused
+
+	// Initial maps replica id to address when this is one of the log's first
+	// replicas. It is empty for a replica that joins later, which the members
+	// must have added first. After a restart it may be given again or left out.
+	Initial map[uint64]string
+	Join    bool
+
+	// OnLeader is called on each change of leadership, in order, one at a
+	// time. It must not block.
+	OnLeader func(Leadership)
+}
+
+// A Host runs the replicas of one broker.
+type Host interface {
+	Start(ctx context.Context, r Replica, sm StateMachine) (Log, error)
+
+	// Remove deletes what the host keeps of a stopped replica, for good.
+	Remove(ctx context.Context, shard, replica uint64) error
+
+	// Close stops what still runs.
+	Close() error
+}
