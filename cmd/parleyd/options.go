@@ -1,0 +1,223 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/parleymq/parley/client/wire"
+)
+
+// settings is what one broker is told.
+type settings struct {
+	Name             string
+	DataDir          string
+	Listen           string
+	AdvertiseClient  string
+	HTTP             string
+	RaftListen       string
+	TLSCert          string
+	TLSKey           string
+	TLSClientCA      string
+	User             string
+	Password         string
+	Token            string
+	FreeSpaceFloor   int64
+	MaxRecord        int64
+	MemoryLimit      int64
+	AutoCreateTopics bool
+	LogLevel         string
+	LogFormat        string
+}
+
+// An option is one setting: a flag, a key of the configuration file and an
+// environment variable.
+type option struct {
+	flag     string // data-dir; the key is data_dir, the variable PARLEY_DATA_DIR
+	meta     string // what the value is called in the help
+	initial  string // the default, in the form that set takes; "" for none
+	usage    string
+	secret   bool // never printed in an error
+	isSwitch bool // a flag without a value means true
+	set      func(*settings, string) error
+}
+
+func (o *option) key() string      { return strings.ReplaceAll(o.flag, "-", "_") }
+func (o *option) variable() string { return "PARLEY_" + strings.ToUpper(o.key()) }
+
+// options lists every setting, in the order in which the help shows them.
+func options() []option {
+	return []option{
+		{flag: "name", meta: "NAME", usage: "broker name, unique in the cluster (default: host name)", set: setName},
+		{flag: "data-dir", meta: "DIR", initial: "./parley-data", usage: "directory of everything that is stored",
+			set: text(func(s *settings) *string { return &s.DataDir })},
+		{flag: "listen", meta: "HOST:PORT", initial: "127.0.0.1:4222", usage: "clients (NATS protocol)",
+			set: address(func(s *settings) *string { return &s.Listen })},
+		{flag: "advertise-client", meta: "HOST:PORT", usage: "what clients dial, where it differs from --listen",
+			set: address(func(s *settings) *string { return &s.AdvertiseClient })},
+		{flag: "http", meta: "HOST:PORT", initial: "127.0.0.1:8222", usage: "/healthz /readyz /metrics /v1/…",
+			set: address(func(s *settings) *string { return &s.HTTP })},
+		{flag: "raft-listen", meta: "HOST:PORT", initial: "127.0.0.1:7222", usage: "Raft",
+			set: address(func(s *settings) *string { return &s.RaftListen })},
+		{flag: "tls-cert", meta: "FILE", usage: "certificate for clients, PEM", set: text(func(s *settings) *string { return &s.TLSCert })},
+		{flag: "tls-key", meta: "FILE", usage: "its private key, PEM", set: text(func(s *settings) *string { return &s.TLSKey })},
+		{flag: "tls-client-ca", meta: "FILE", usage: "clients must show a certificate signed by one of these",
+			set: text(func(s *settings) *string { return &s.TLSClientCA })},
+		{flag: "user", meta: "NAME", usage: "user name that clients must give", set: text(func(s *settings) *string { return &s.User })},
+		{flag: "password", meta: "WORD", secret: true, usage: "its password (PARLEY_PASSWORD keeps it out of the process list)",
+			set: text(func(s *settings) *string { return &s.Password })},
+		{flag: "token", meta: "TOKEN", secret: true, usage: "token that clients must give, instead of user and password",
+			set: text(func(s *settings) *string { return &s.Token })},
+		{flag: "free-space-floor", meta: "SIZE", initial: "1GiB", usage: "publishes are refused while the disk has less free",
+			set: size(0, 1<<62, func(s *settings) *int64 { return &s.FreeSpaceFloor })},
+		{flag: "max-record", meta: "SIZE", initial: "1MiB", usage: "largest record: key, value and headers",
+			set: size(1<<10, wire.MaxRecord, func(s *settings) *int64 { return &s.MaxRecord })},
+		{flag: "memory-limit", meta: "SIZE", initial: "0", usage: "soft limit of the process's memory; 0 for none",
+			set: setMemoryLimit},
+		{flag: "auto-create-topics", isSwitch: true, initial: "false", usage: "a publish by the SDK to an unknown topic creates it",
+			set: setAutoCreate},
+		{flag: "log-level", meta: "LEVEL", initial: "info", usage: "debug, info, warn or error",
+			set: oneOf(func(s *settings) *string { return &s.LogLevel }, "debug", "info", "warn", "error")},
+		{flag: "log-format", meta: "FORMAT", initial: "console", usage: "console or json",
+			set: oneOf(func(s *settings) *string { return &s.LogFormat }, "console", "json")},
+	}
+}
+
+// clusterOptions belong to a cluster of several brokers. A broker of this
+// release runs alone: it refuses them rather than to take them for nothing.
+var clusterOptions = []string{
+	"peer-listen", "advertise-peer", "advertise-raft", "initial-cluster", "join", "rack", "weight", "dead-after",
+	"cluster-secret-file", "peer-tls-cert", "peer-tls-key", "peer-tls-ca",
+}
+
+const clusterRefusal = "this release runs one broker alone; clusters come with the next release"
+
+func text(field func(*settings) *string) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		*field(s) = v
+		return nil
+	}
+}
+
+func oneOf(field func(*settings) *string, allowed ...string) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		for _, a := range allowed {
+			if v == a {
+				*field(s) = v
+				return nil
+			}
+		}
+		return fmt.Errorf("want one of: %s", strings.Join(allowed, ", "))
+	}
+}
+
+func address(field func(*settings) *string) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		host, port, err := net.SplitHostPort(v)
+		if err != nil || strings.ContainsAny(host, " \t/") {
+			return fmt.Errorf("want HOST:PORT such as 127.0.0.1:4222 or [::1]:4222")
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return fmt.Errorf("port %q: want a number from 0 (any free port) to 65535", port)
+		}
+		*field(s) = v
+		return nil
+	}
+}
+
+func size(least, most int64, field func(*settings) *int64) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		n, err := wire.ParseSize(v)
+		if err != nil || n < least || n > most {
+			if most >= 1<<62 {
+				return fmt.Errorf("want a size such as 512MiB or 1GiB")
+			}
+			return fmt.Errorf("want a size from %s to %s", wire.FormatSize(least), wire.FormatSize(most))
+		}
+		*field(s) = n
+		return nil
+	}
+}
+
+// minMemoryLimit is what an idle broker needs with room to breathe: below it
+// the garbage collector would only run in circles.
+const minMemoryLimit = 128 << 20
+
+func setMemoryLimit(s *settings, v string) error {
+	n, err := wire.ParseSize(v)
+	if err != nil || n != 0 && n < minMemoryLimit {
+		return fmt.Errorf("want 0 for none, or at least %s", wire.FormatSize(minMemoryLimit))
+	}
+	s.MemoryLimit = n
+	return nil
+}
+
+func setAutoCreate(s *settings, v string) error {
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return fmt.Errorf("want true or false")
+	}
+	s.AutoCreateTopics = b
+	return nil
+}
+
+// maxName bounds a broker's name; it appears in every epoch.
+const maxName = 63
+
+func setName(s *settings, v string) error {
+	ok := v != "" && len(v) <= maxName
+	for i := 0; ok && i < len(v); i++ {
+		c := v[i]
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || i > 0 && (c == '-' || c == '_' || c == '.')
+	}
+	if !ok {
+		return fmt.Errorf("want 1 to %d letters, digits, '-', '_' and '.', beginning with a letter or digit", maxName)
+	}
+	s.Name = v
+	return nil
+}
+
+// check looks at what only makes sense together and fills in the name.
+func (s *settings) check() error {
+	if s.DataDir == "" {
+		return usagef("data_dir is empty: want a directory")
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		return usagef("tls_cert and tls_key go together: give both or neither")
+	}
+	if s.TLSClientCA != "" && s.TLSCert == "" {
+		return usagef("tls_client_ca needs tls_cert and tls_key")
+	}
+	if (s.User == "") != (s.Password == "") {
+		return usagef("user and password go together: give both or neither")
+	}
+	if s.Token != "" && s.User != "" {
+		return usagef("token and user exclude each other: give one credential")
+	}
+	at := map[string]string{}
+	for _, l := range []struct{ key, address string }{{"listen", s.Listen}, {"http", s.HTTP}, {"raft_listen", s.RaftListen}} {
+		if strings.HasSuffix(l.address, ":0") {
+			continue
+		}
+		if other, taken := at[l.address]; taken {
+			return usagef("%s and %s are both %s: each needs its own", other, l.key, l.address)
+		}
+		at[l.address] = l.key
+	}
+	if s.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return usagef("name is not given and the host name can't be read (%v): give --name", err)
+		}
+		if err := setName(s, host); err != nil {
+			return usagef("name is not given and the host name %q won't do (%v): give --name", host, err)
+		}
+	}
+	return nil
+}
+
+// shutdownLimit is how long a SIGTERM may take.
+const shutdownLimit = 30 * time.Second
