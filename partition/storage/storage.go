@@ -49,6 +49,11 @@ type IndexEntry struct {
 type Mark struct {
 	Start int64
 	Next  int64
+	// AllowHoles opens a log although chunks are missing between Start and
+	// Next: for a lone replica, which serves what verifies. Next stays the
+	// store's next offset even where the newest chunks are the missing ones,
+	// and nothing is deleted below Next.
+	AllowHoles bool
 }
 
 // A Store is one replica's log. Append, Trim and Reset have one caller at a
