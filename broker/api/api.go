@@ -1,0 +1,174 @@
+// Package api answers the $PARLEY.API requests: bytes in, a response of
+// client/wire out. It knows no transport; broker and admin call it.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// Limits of a request.
+const (
+	MaxRequest = 256 << 10 // bytes of a request's body
+	MaxPage    = 256       // items of one page
+	maxNames   = 1024      // topics in one metadata request
+)
+
+// Runtime is what a broker knows beyond the epochs.
+type Runtime interface {
+	// Partition tells how a partition does, as far as this broker knows.
+	Partition(topic uint64, number int32) PartitionStatus
+	// OffsetAt finds an offset by log time: *wire.Error when it can't.
+	OffsetAt(ctx context.Context, topic uint64, number int32, timeMS int64) (int64, error)
+	// Carried waits until this broker has carried out the epoch, so that what it
+	// created can be used; it gives up quietly when ctx ends.
+	Carried(ctx context.Context, epoch uint64)
+	// Problems lists what is wrong with this broker itself.
+	Problems() []string
+}
+
+// PartitionStatus of one partition.
+type PartitionStatus struct {
+	Leader  uint64 // broker id, 0 while there is none
+	Term    uint64
+	InSync  []uint64 // broker ids
+	Start   int64
+	Next    int64
+	Bytes   int64
+	Problem string
+}
+
+// Handlers answer requests from one broker's view.
+type Handlers struct {
+	Store   epoch.Store
+	Runtime Runtime
+	Version string
+	Clock   func() time.Time
+	// MaxRecord is the largest record that this broker takes.
+	MaxRecord int64
+	Logger    zerolog.Logger
+}
+
+type handler func(h *Handlers, ctx context.Context, req []byte) (any, error)
+
+var handlers = map[string]handler{
+	wire.APITopicCreate:   with((*Handlers).TopicCreate),
+	wire.APITopicList:     with((*Handlers).TopicList),
+	wire.APITopicDescribe: with((*Handlers).TopicDescribe),
+	wire.APITopicAlter:    with((*Handlers).TopicAlter),
+	wire.APITopicDelete:   with((*Handlers).TopicDelete),
+	wire.APITopicRestore:  with((*Handlers).TopicRestore),
+	wire.APIMetadata:      with((*Handlers).Metadata),
+	wire.APIOffset:        with((*Handlers).Offset),
+	wire.APIClusterStatus: with((*Handlers).ClusterStatus),
+	wire.APIClusterHealth: with((*Handlers).ClusterHealth),
+	wire.APIBrokerList:    with((*Handlers).BrokerList),
+	wire.APIEpochShow:     with((*Handlers).EpochShow),
+	wire.APIEpochList:     with((*Handlers).EpochList),
+}
+
+// None is the request of a subject that asks for nothing in particular.
+type None struct{}
+
+// Failure is the answer to a request that failed.
+type Failure struct {
+	Error *wire.Error `json:"error"`
+}
+
+func with[Q, R any](f func(*Handlers, context.Context, Q) (R, error)) handler {
+	return func(h *Handlers, ctx context.Context, req []byte) (any, error) {
+		var q Q
+		if len(req) > 0 {
+			if err := json.Unmarshal(req, &q); err != nil {
+				return nil, failf(400, wire.ReasonBadRequest, "the request is not the JSON object that is expected: %v", err)
+			}
+		}
+		return f(h, ctx, q)
+	}
+}
+
+// Handle answers the request to a subject with JSON. It always has an answer.
+func (h *Handlers) Handle(ctx context.Context, subject string, req []byte) []byte {
+	res, err := h.call(ctx, subject, req)
+	if err == nil {
+		var b []byte
+		if b, err = json.Marshal(res); err == nil {
+			return b
+		}
+	}
+	b, merr := json.Marshal(Failure{AsError(err)})
+	if merr != nil {
+		panic(merr) // numbers, booleans and strings always marshal
+	}
+	return b
+}
+
+func (h *Handlers) call(ctx context.Context, subject string, req []byte) (res any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.Logger.Error().Str("subject", subject).Interface("panic", p).Bytes("stack", debug.Stack()).Msg("request handler failed")
+			err = failf(500, wire.ReasonInternal, "the request failed inside the broker, its log says more")
+		}
+	}()
+	f, ok := handlers[subject]
+	switch {
+	case !ok:
+		return nil, failf(404, wire.ReasonBadRequest, "there is no request %s; this broker's version is %s", subject, h.Version)
+	case len(req) > MaxRequest:
+		return nil, failf(413, wire.ReasonTooLarge, "the request has %d bytes, at most %d are allowed", len(req), MaxRequest)
+	}
+	return f(h, ctx, req)
+}
+
+// AsError makes a wire error of any error.
+func AsError(err error) *wire.Error {
+	var w *wire.Error
+	var overlap *config.OverlapError
+	switch {
+	case errors.As(err, &w):
+		return w
+	case errors.As(err, &overlap):
+		return failf(409, wire.ReasonSubjectOverlap, "%v", overlap)
+	case errors.Is(err, config.ErrInvalid):
+		return failf(400, wire.ReasonInvalidConfig, "%v", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return retriable(504, wire.ReasonTimeout, "the broker did not finish in time: %v", err)
+	case errors.Is(err, epoch.ErrClosed):
+		return retriable(503, wire.ReasonUnavailable, "the broker is stopping")
+	}
+	return failf(500, wire.ReasonInternal, "%v", err)
+}
+
+func failf(code int, reason, format string, args ...any) *wire.Error {
+	return &wire.Error{Code: code, Reason: reason, Description: fmt.Sprintf(format, args...)}
+}
+
+func retriable(code int, reason, format string, args ...any) *wire.Error {
+	e := failf(code, reason, format, args...)
+	e.Retriable = true
+	return e
+}
+
+func noTopic(name string) *wire.Error {
+	return failf(404, wire.ReasonTopicNotFound, "there is no topic %q", name)
+}
+
+func pageSize(limit int) (int, error) {
+	if limit < 0 {
+		return 0, failf(400, wire.ReasonBadRequest, "limit %d: allowed are 1 to %d", limit, MaxPage)
+	}
+	if limit == 0 || limit > MaxPage {
+		return MaxPage, nil
+	}
+	return limit, nil
+}

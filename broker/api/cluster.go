@@ -1,0 +1,190 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// ClusterStatus is the cluster at a glance.
+func (h *Handlers) ClusterStatus(context.Context, None) (wire.ClusterStatus, error) {
+	c := h.Store.Current()
+	s := wire.ClusterStatus{ClusterID: c.ClusterID, Epoch: c.Epoch, Council: council(c, c.Council), Brokers: h.brokers(c)}
+	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
+		s.Partitions++
+		if st.Leader == 0 {
+			s.Leaderless++
+		}
+		if len(st.InSync) < len(t.Partitions[n].Replicas) {
+			s.UnderReplicated++
+		}
+	})
+	for i := range c.Topics {
+		if c.Topics[i].Live() {
+			s.Topics++
+		}
+	}
+	return s, nil
+}
+
+// ClusterHealth lists what is wrong, and what is merely unwise.
+func (h *Handlers) ClusterHealth(context.Context, None) (wire.ClusterHealth, error) {
+	c := h.Store.Current()
+	res := wire.ClusterHealth{Problems: append([]string{}, h.Runtime.Problems()...)}
+	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
+		if len(res.Problems) >= MaxPage {
+			return
+		}
+		switch where := fmt.Sprintf("partition %s/%d", t.Name, n); {
+		case st.Problem != "":
+			res.Problems = append(res.Problems, where+": "+st.Problem)
+		case st.Leader == 0:
+			res.Problems = append(res.Problems, where+" has no leader")
+		case len(st.InSync) < len(t.Partitions[n].Replicas):
+			res.Problems = append(res.Problems, fmt.Sprintf("%s has %d of %d replicas in sync", where, len(st.InSync), len(t.Partitions[n].Replicas)))
+		}
+	})
+	if len(c.Brokers) >= 3 {
+		for i := range c.Topics {
+			t := &c.Topics[i]
+			if n := len(t.Partitions[0].Replicas); t.Live() && n < 3 && len(res.Warnings) < MaxPage {
+				res.Warnings = append(res.Warnings, fmt.Sprintf("topic %s has %s on %d brokers: a lost disk can lose records", t.Name, plural(n, "replica"), len(c.Brokers)))
+			}
+		}
+	}
+	res.Healthy = len(res.Problems) == 0
+	return res, nil
+}
+
+func (h *Handlers) eachPartition(c *config.Config, visit func(*config.Topic, int32, PartitionStatus)) {
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		if !t.Live() {
+			continue
+		}
+		for n := range t.Partitions {
+			visit(t, int32(n), h.Runtime.Partition(t.ID, int32(n)))
+		}
+	}
+}
+
+// BrokerList lists the brokers.
+func (h *Handlers) BrokerList(context.Context, None) (wire.BrokerList, error) {
+	return wire.BrokerList{Brokers: h.brokers(h.Store.Current())}, nil
+}
+
+func (h *Handlers) brokers(c *config.Config) []wire.BrokerDescription {
+	replicas, leaders := map[uint64]int{}, map[uint64]int{}
+	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
+		for _, r := range t.Partitions[n].Replicas {
+			replicas[r.Broker]++
+		}
+		if st.Leader != 0 {
+			leaders[st.Leader]++
+		}
+	})
+	out := plainBrokers(c)
+	for i := range out {
+		id := c.Brokers[i].ID
+		out[i].Replicas, out[i].Leaders = replicas[id], leaders[id]
+		out[i].Version = h.Version // of this broker; others tell theirs once there is a cluster
+	}
+	return out
+}
+
+// plainBrokers describes brokers by what an epoch says of them.
+func plainBrokers(c *config.Config) []wire.BrokerDescription {
+	out := make([]wire.BrokerDescription, len(c.Brokers))
+	for i := range c.Brokers {
+		b := &c.Brokers[i]
+		out[i] = wire.BrokerDescription{
+			Name: b.Name, ID: strconv.FormatUint(b.ID, 10), State: b.State.String(), Rack: b.Rack,
+			Weight: b.Weight, Address: b.Addresses.Client,
+		}
+	}
+	return out
+}
+
+func council(c *config.Config, ids []uint64) []string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		if names[i] = brokerName(c, id); names[i] == "" {
+			names[i] = strconv.FormatUint(id, 10)
+		}
+	}
+	return names
+}
+
+// EpochShow describes one epoch, the newest when none is named.
+func (h *Handlers) EpochShow(_ context.Context, q wire.EpochRequest) (wire.EpochDescription, error) {
+	n := h.Store.Current().Epoch
+	if q.Epoch != nil {
+		n = *q.Epoch
+	}
+	head, c, err := h.Store.At(n)
+	switch {
+	case errors.Is(err, epoch.ErrUnknownEpoch):
+		return wire.EpochDescription{}, failf(404, wire.ReasonBadRequest, "there is no epoch %d, the newest is %d", n, h.Store.Current().Epoch)
+	case errors.Is(err, epoch.ErrForgotten):
+		return describe(head, h.Store.Current()), nil
+	case err != nil:
+		return wire.EpochDescription{}, err
+	}
+	d := describe(head, c)
+	d.Brokers = plainBrokers(c)
+	for i := range c.Topics {
+		d.Topics = append(d.Topics, summary(&c.Topics[i]))
+	}
+	for id := range d.Brokers {
+		for i := range c.Topics {
+			for p := range c.Topics[i].Partitions {
+				if _, ok := c.Topics[i].Partitions[p].On(c.Brokers[id].ID); ok && c.Topics[i].Live() {
+					d.Brokers[id].Replicas++
+				}
+			}
+		}
+	}
+	return d, nil
+}
+
+// EpochList lists epochs, newest first. After is the last epoch of the page
+// before.
+func (h *Handlers) EpochList(_ context.Context, q wire.ListRequest) (wire.EpochList, error) {
+	limit, err := pageSize(q.Limit)
+	if err != nil {
+		return wire.EpochList{}, err
+	}
+	c := h.Store.Current()
+	res := wire.EpochList{Epochs: []wire.EpochDescription{}}
+	from := c.Epoch
+	if q.After != "" {
+		after, err := strconv.ParseUint(q.After, 10, 64)
+		if err != nil {
+			return wire.EpochList{}, failf(400, wire.ReasonBadRequest, "after %q: allowed is an epoch's number", q.After)
+		}
+		if after == 0 {
+			return res, nil
+		}
+		from = min(from, after-1)
+	}
+	for _, head := range h.Store.History(from, limit) {
+		res.Epochs = append(res.Epochs, describe(head, c))
+	}
+	if n := len(res.Epochs); n > 0 {
+		res.More = res.Epochs[n-1].Epoch > 0
+	}
+	return res, nil
+}
+
+func describe(head epoch.Header, names *config.Config) wire.EpochDescription {
+	return wire.EpochDescription{
+		Epoch: head.Epoch, Hash: head.Hash.String(), Previous: head.Previous.String(), By: head.By,
+		At: time.UnixMilli(head.At).UTC().Format(time.RFC3339Nano), Change: head.Change, Council: council(names, head.Council),
+	}
+}

@@ -1,0 +1,129 @@
+package broker
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// dataFormat is the version of the data directory's layout.
+const dataFormat = 1
+
+// identity is what the file `id` says: whose data directory this is. It is
+// written once, before anything else, and never changes.
+type identity struct {
+	Format      int    `json:"format"`
+	ClusterID   string `json:"cluster_id"`
+	BrokerID    uint64 `json:"broker_id"`
+	Incarnation string `json:"incarnation"`
+}
+
+// idFile is the identity with a checksum, so that a damaged file is not taken
+// for another broker.
+type idFile struct {
+	identity
+	Checksum string `json:"checksum"`
+}
+
+func (id identity) checksum() string {
+	b, err := json.Marshal(id)
+	if err != nil { // strings and numbers always marshal
+		panic(err)
+	}
+	return fmt.Sprintf("%08x", crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// loadIdentity reads DIR/id, or makes a new one in an empty directory.
+func loadIdentity(dir string) (identity, error) {
+	path := filepath.Join(dir, "id")
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		for _, name := range []string{epochsDir, raftDir, logDir} {
+			if !isEmpty(filepath.Join(dir, name)) {
+				return identity{}, fmt.Errorf("data directory %s holds data in %s, but the file %s, which says whose it is, is missing: "+
+					"restore that file, or give an empty directory", dir, name, path)
+			}
+		}
+		return newIdentity(dir, path)
+	case err != nil:
+		return identity{}, fmt.Errorf("read identity: %w", err)
+	}
+	// The format comes first: a newer one may look different in all else.
+	var f idFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		return identity{}, fmt.Errorf("identity file %s is damaged: %w", path, err)
+	}
+	switch {
+	case f.Format > dataFormat:
+		return identity{}, fmt.Errorf("data directory %s has format %d, this program knows up to %d: it was written by a newer version, use that one",
+			dir, f.Format, dataFormat)
+	case f.Format < 1:
+		return identity{}, fmt.Errorf("identity file %s has format %d: this is no data directory of Parley", path, f.Format)
+	case f.Checksum != f.identity.checksum():
+		return identity{}, fmt.Errorf("identity file %s is damaged: its checksum is %s, its content says %s", path, f.Checksum, f.identity.checksum())
+	case f.Incarnation == "" || f.BrokerID == 0:
+		return identity{}, fmt.Errorf("identity file %s names no broker", path)
+	}
+	if isEmpty(filepath.Join(dir, epochsDir)) && !(isEmpty(filepath.Join(dir, raftDir)) && isEmpty(filepath.Join(dir, logDir))) {
+		return identity{}, fmt.Errorf("data directory %s holds logs, but its %s directory is empty: restore it from a copy", dir, epochsDir)
+	}
+	return f.identity, nil
+}
+
+func newIdentity(dir, path string) (identity, error) {
+	id := identity{Format: dataFormat, ClusterID: randomID(), BrokerID: 1, Incarnation: randomID()}
+	b, err := json.MarshalIndent(idFile{id, id.checksum()}, "", "  ")
+	if err != nil {
+		return identity{}, fmt.Errorf("encode identity: %w", err)
+	}
+	if err := writeDurably(dir, path, append(b, '\n')); err != nil {
+		return identity{}, fmt.Errorf("write identity: %w", err)
+	}
+	return id, nil
+}
+
+// writeDurably makes path hold b or not exist, whatever happens.
+func writeDurably(dir, path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err != nil && errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0
+}
+
+// randomID is 128 random bits, as text that can be a token of a subject.
+func randomID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return strings.ToLower(hex.EncodeToString(b[:]))
+}
