@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/parleymq/parley/client/wire"
+)
+
+// usageError is a command line that makes no sense: exit status 2.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string { return e.message }
+
+func usagef(format string, args ...any) error {
+	return &usageError{message: fmt.Sprintf(format, args...)}
+}
+
+// errReported ends a command that has already said what is wrong as its
+// ordinary output: exit status 1 and nothing more.
+var errReported = errors.New("reported")
+
+// finish turns a command's error into output and an exit status.
+func (a *app) finish(err error) int {
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errReported):
+		return exitFailed
+	case errors.Is(err, syscall.EPIPE):
+		// Whoever read our output has enough: head, less, grep -q.
+		return exitDone
+	}
+	usage := (*usageError)(nil)
+	isUsage := !a.started || errors.As(err, &usage)
+	fmt.Fprintf(a.stderr, "parley: %v\n", err)
+	if isUsage {
+		fmt.Fprintln(a.stderr, `Try "parley --help", or --help after a command.`)
+	}
+	if a.json() {
+		printError(a.stdout, describe(err, isUsage))
+	}
+	if isUsage {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// failure is an error as programs get it.
+type failure struct {
+	Code        int    `json:"code"`
+	Reason      string `json:"reason"`
+	Retriable   bool   `json:"retriable"`
+	Outcome     string `json:"outcome,omitempty"`
+	Description string `json:"description"`
+}
+
+func printError(w io.Writer, f failure) {
+	line, _ := json.Marshal(struct {
+		Error failure `json:"error"`
+	}{f})
+	fmt.Fprintf(w, "%s\n", line)
+}
+
+func describe(err error, isUsage bool) failure {
+	if isUsage {
+		return failure{Code: 400, Reason: wire.ReasonBadRequest, Description: err.Error()}
+	}
+	if e := (*wire.Error)(nil); errors.As(err, &e) {
+		return failure{Code: e.Code, Reason: e.Reason, Retriable: e.Retriable, Outcome: e.Outcome, Description: e.Description}
+	}
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+		return failure{Code: 401, Reason: wire.ReasonUnauthorized, Description: err.Error()}
+	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrNoResponders), errors.Is(err, syscall.ECONNREFUSED):
+		return failure{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Description: err.Error()}
+	case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+		return failure{Code: 504, Reason: wire.ReasonTimeout, Retriable: true, Description: err.Error()}
+	}
+	return failure{Code: 500, Reason: wire.ReasonInternal, Description: err.Error()}
+}
