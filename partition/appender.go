@@ -1,0 +1,388 @@
+package partition
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/parleymq/parley/partition/record"
+)
+
+// Publication is one record for Append. Its slices are copied.
+type Publication struct {
+	Record   record.Record
+	MsgID    []byte // nil: none
+	Expect   int64  // compare-and-append: the partition's next offset; -1 none
+	Reply    []byte // handed back to Receiver
+	Receiver Receiver
+}
+
+// appender gathers what is to be appended and proposes it in groups.
+//
+// Group commit without a timer: the first group is proposed at once; what
+// comes while it is in flight gathers in the next one, which follows when the
+// first is done or when it has grown to pipelineBytes, up to maxInFlight.
+//
+// Order. Each group carries the leader's term and a counter, and apply takes a counter only
+// after the one before. A group that was dropped, or whose outcome is unknown,
+// is proposed again byte for byte under the same counter: whichever copy comes
+// first is taken, any other is answered with the first one's result. So
+// nothing is answered out of order and nothing is applied twice. The
+// alternative, a fresh counter for each attempt, would apply an entry twice
+// whose outcome was unknown.
+//
+// One mutex guards it all; receivers are never called under it.
+type appender struct {
+	p  *Partition
+	mu sync.Mutex
+
+	lead  *leadership // nil while this replica may not append
+	open  *group      // being filled, or nil
+	item  openItem    // the batch being built at the end of open
+	ready []*group    // full, in order
+	freed chan struct{}
+
+	bytes, count int // taken and not yet settled
+	inFlight     int
+	stalled      bool // the leader loop is proposing again: nothing new until it is done
+
+	ids map[idHash]*idWait // message ids that are taken and not settled
+}
+
+// idWait collects publishes that repeat a message id which is under way.
+type idWait struct {
+	waiters []waiter
+}
+
+type waiter struct {
+	receiver Receiver
+	reply    []byte
+}
+
+func newAppender(p *Partition) *appender {
+	lim := record.DefaultLimits
+	lim.MaxRecordBytes = p.c.Limits.MaxRecordBytes
+	return &appender{p: p, ids: map[idHash]*idWait{}, item: openItem{builder: record.NewBuilder(record.None, lim)}}
+}
+
+// admit waits until the queue has room and this replica leads. It returns with
+// mu held unless it fails.
+func (a *appender) admit(ctx context.Context, size, count int) *Error {
+	if a.p.c.DiskFull != nil && a.p.c.DiskFull() {
+		return describe(ErrDiskFull, "%s: free disk space is below the floor: publishing resumes by itself once there is room", a.p.name)
+	}
+	var timer <-chan time.Time
+	a.mu.Lock()
+	for {
+		if a.lead == nil {
+			a.mu.Unlock()
+			return a.p.notLeader()
+		}
+		lim := &a.p.c.Limits
+		if a.bytes == 0 || a.bytes+size <= lim.QueueBytes && a.count+count <= lim.QueueRecords {
+			return nil
+		}
+		a.pump()
+		if a.freed == nil {
+			a.freed = make(chan struct{})
+		}
+		freed := a.freed
+		a.mu.Unlock()
+		if timer == nil {
+			t := time.NewTimer(lim.BusyWait)
+			defer t.Stop()
+			timer = t.C
+		}
+		select {
+		case <-freed:
+		case <-timer:
+			return describe(ErrBusy, "%s: %d bytes wait to be committed, at most %d are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueBytes, a.p.c.Limits.QueueBytes)
+		case <-ctx.Done():
+			return describe(ErrBusy, "%s: gave up while the queue was full: %v", a.p.name, ctx.Err())
+		}
+		a.mu.Lock()
+	}
+}
+
+// append takes one record.
+func (a *appender) append(ctx context.Context, pub *Publication) *Error {
+	size := len(pub.Record.Key) + len(pub.Record.Value) + recordOverhead
+	for i := range pub.Record.Headers {
+		size += len(pub.Record.Headers[i].Key) + len(pub.Record.Headers[i].Value) + 4
+	}
+	if limit := a.p.c.Limits.MaxRecordBytes; size-recordOverhead > limit {
+		return describe(ErrTooLarge, "%s: a record of %d bytes, at most %d are allowed", a.p.name, size-recordOverhead, limit)
+	}
+	var hash idHash
+	if pub.MsgID != nil {
+		hash = hashMessageID(pub.MsgID)
+	}
+	if err := a.admit(ctx, size, 1); err != nil {
+		return err
+	}
+	if pub.MsgID != nil {
+		if w := a.ids[hash]; w != nil {
+			// The first one's outcome is this one's too.
+			w.waiters = append(w.waiters, waiter{receiver: pub.Receiver, reply: append([]byte(nil), pub.Reply...)})
+			a.mu.Unlock()
+			return nil
+		}
+		if off, dup := a.p.m.findID(hash); dup {
+			a.mu.Unlock()
+			if pub.Receiver != nil {
+				o := a.p.outcome(off)
+				o.Duplicate = true
+				pub.Receiver.Settle(pub.Reply, o)
+			}
+			return nil
+		}
+	}
+	err := a.take(pub, hash)
+	if err == nil {
+		a.bytes += size
+		a.count++
+		a.open.bytes += size
+		a.open.count++
+		if a.openSize() >= a.p.c.Limits.GroupBytes {
+			a.seal()
+			a.pump()
+		}
+	}
+	a.mu.Unlock()
+	return err
+}
+
+// take puts a record into the open batch, or into a new one where it doesn't fit.
+func (a *appender) take(pub *Publication, hash idHash) *Error {
+	if a.open == nil {
+		a.open = newGroup(kindAppend, a.p.c.Limits.GroupBytes/8)
+	}
+	// A compare-and-append stands alone: the batch is the unit of rejection.
+	if pub.Expect >= 0 || a.item.expect >= 0 || a.item.builder.Size() >= batchTarget {
+		a.finishItem()
+	}
+	if a.item.builder.Count() == 0 {
+		a.item.records, a.item.hashes, a.item.expect = len(a.open.records), len(a.open.hashes), pub.Expect
+	}
+	err := a.item.builder.Append(&pub.Record)
+	if errors.Is(err, record.ErrBatchFull) {
+		a.finishItem()
+		a.item.records, a.item.hashes, a.item.expect = len(a.open.records), len(a.open.hashes), pub.Expect
+		err = a.item.builder.Append(&pub.Record)
+	}
+	if err != nil {
+		return describe(ErrTooLarge, "%s: %v", a.p.name, err)
+	}
+	if pub.MsgID != nil {
+		a.open.hashes = append(a.open.hashes, idAt{delta: int32(a.item.builder.Count() - 1), hash: hash})
+		a.ids[hash] = &idWait{}
+	}
+	a.open.addPending(pub.Receiver, pub.Reply)
+	return nil
+}
+
+// finishItem closes the batch under construction.
+func (a *appender) finishItem() {
+	if a.item.builder.Count() == 0 {
+		a.item.expect = -1
+		return
+	}
+	g := a.open
+	hashes := g.hashes[a.item.hashes:]
+	g.buf = appendItemPrefix(g.buf, a.item.expect, hashes)
+	at := len(g.buf)
+	buf, err := a.item.builder.Finish(g.buf, record.NoProducer)
+	if err != nil {
+		// Only a codec can fail, and these batches have none.
+		panic("finish record batch: " + err.Error())
+	}
+	g.buf = buf
+	g.items = append(g.items, groupItem{
+		at: at, records: a.item.records, recordsN: len(g.records) - a.item.records,
+		hashes: a.item.hashes, hashesN: len(hashes),
+	})
+	a.item.expect = -1
+}
+
+// appendBatch takes a batch that the caller has checked, with its message ids.
+func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, expect int64, reply []byte, rcv Receiver) *Error {
+	if err := a.admit(ctx, len(b), b.Count()); err != nil {
+		return err
+	}
+	if len(ids) > 0 {
+		done, err := a.duplicateBatch(ids, reply, rcv)
+		if done || err != nil {
+			return err
+		}
+	}
+	if a.open == nil {
+		a.open = newGroup(kindAppend, max(a.p.c.Limits.GroupBytes/8, len(b)+64))
+	}
+	a.finishItem()
+	g := a.open
+	hashes := len(g.hashes)
+	g.hashes = append(g.hashes, ids...)
+	for i := range ids {
+		a.ids[ids[i].hash] = &idWait{}
+	}
+	g.buf = appendItemPrefix(g.buf, expect, ids)
+	g.items = append(g.items, groupItem{
+		at: len(g.buf), records: len(g.records), recordsN: 1, hashes: hashes, hashesN: len(ids), ready: true,
+	})
+	g.buf = append(g.buf, b...)
+	g.addPending(rcv, reply)
+	g.bytes += len(b)
+	g.count += b.Count()
+	a.bytes += len(b)
+	a.count += b.Count()
+	if a.openSize() >= a.p.c.Limits.GroupBytes {
+		a.seal()
+		a.pump()
+	}
+	a.mu.Unlock()
+	return nil
+}
+
+// duplicateBatch deals with a batch some of whose message ids were seen. It
+// returns with mu held only when neither done nor an error is returned.
+func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done bool, err *Error) {
+	known, offset := 0, int64(-1)
+	var under *idWait
+	for i := range ids {
+		for j := range ids[:i] {
+			if ids[i].hash == ids[j].hash {
+				a.mu.Unlock()
+				return false, describe(ErrInvalidBatch, "%s: records %d and %d of the batch have the same message id", a.p.name, ids[j].delta, ids[i].delta)
+			}
+		}
+		if w := a.ids[ids[i].hash]; w != nil {
+			under = w
+			known++
+		} else if off, dup := a.p.m.findID(ids[i].hash); dup {
+			if known == 0 {
+				offset = off
+			}
+			known++
+		}
+	}
+	switch {
+	case known == 0:
+		return false, nil
+	case known < len(ids) || len(ids) > 1 && under != nil:
+		a.mu.Unlock()
+		return false, describe(ErrInvalidBatch, "%s: %d of the batch's %d message ids were published before: send records with ids one a batch", a.p.name, known, len(ids))
+	case under != nil:
+		under.waiters = append(under.waiters, waiter{receiver: rcv, reply: append([]byte(nil), reply...)})
+		a.mu.Unlock()
+		return true, nil
+	}
+	a.mu.Unlock()
+	if rcv != nil {
+		o := a.p.outcome(offset)
+		o.Duplicate = true
+		rcv.Settle(reply, o)
+	}
+	return true, nil
+}
+
+// control queues a command that is not an append.
+func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *Error {
+	g := newGroup(kind, 8)
+	for shift := 56; shift >= 0; shift -= 8 {
+		g.buf = append(g.buf, byte(value>>shift))
+	}
+	g.control = done
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lead == nil {
+		return a.p.notLeader()
+	}
+	a.seal()
+	a.ready = append(a.ready, g)
+	a.pump()
+	return nil
+}
+
+func (a *appender) openSize() int {
+	if a.open == nil {
+		return 0
+	}
+	return len(a.open.buf) + a.item.builder.Size()
+}
+
+// seal moves the open group to those that are ready.
+func (a *appender) seal() {
+	if a.open == nil {
+		return
+	}
+	a.finishItem()
+	if len(a.open.items) == 0 {
+		return
+	}
+	a.ready = append(a.ready, a.open)
+	a.open = nil
+}
+
+// flush starts what has gathered.
+func (a *appender) flush() {
+	a.mu.Lock()
+	a.pump()
+	a.mu.Unlock()
+}
+
+// pump proposes while there is something to propose and room in flight.
+func (a *appender) pump() {
+	for a.lead != nil && !a.stalled && a.inFlight < maxInFlight {
+		if len(a.ready) == 0 {
+			if a.open == nil || a.inFlight > 0 && a.openSize() < a.p.c.Limits.PipelineBytes {
+				return
+			}
+			a.seal()
+			if len(a.ready) == 0 {
+				return
+			}
+		}
+		g := a.ready[0]
+		a.ready[0] = nil
+		if a.ready = a.ready[1:]; len(a.ready) == 0 {
+			a.ready = nil
+		}
+		l := a.lead
+		l.counter++
+		g.header = commandHeader{
+			kind: g.kind, term: l.term, counter: l.counter, barrier: a.p.m.look().barrier, logTime: l.clock.stamp(),
+		}
+		g.header.put(g.buf)
+		a.propose(g)
+		a.inFlight++
+		l.inflight <- g // never blocks: it holds maxInFlight
+	}
+}
+
+func (a *appender) propose(g *group) {
+	pending, err := a.p.log.Propose(g.buf, a.p.c.Limits.ProposeTimeout)
+	g.pending, g.refused = pending, err
+}
+
+// forget takes a group off the books and returns those who wait for its message
+// ids, one list a hash of g.hashes. mu is held.
+func (a *appender) forget(g *group) (waits []*idWait) {
+	a.bytes -= g.bytes
+	a.count -= g.count
+	for i := range g.hashes {
+		w := a.ids[g.hashes[i].hash]
+		if w != nil && len(w.waiters) > 0 {
+			if waits == nil {
+				waits = make([]*idWait, len(g.hashes))
+			}
+			waits[i] = w
+		}
+		delete(a.ids, g.hashes[i].hash)
+	}
+	if a.freed != nil {
+		close(a.freed)
+		a.freed = nil
+	}
+	return waits
+}

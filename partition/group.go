@@ -1,0 +1,96 @@
+package partition
+
+import (
+	"sync"
+
+	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/replication"
+)
+
+// A Receiver is told what became of what it appended: once for each Append
+// that returned nil. Settle runs on the partition's own goroutine and must not
+// block; reply is what the Append was given and is valid during the call.
+type Receiver interface {
+	Settle(reply []byte, o Outcome)
+}
+
+// Outcome of an append.
+type Outcome struct {
+	Topic     string
+	Partition int32
+	// Offset of the record, or of a batch's first record; -1 for a duplicate
+	// whose first offset is no longer known.
+	Offset    int64
+	Epoch     uint64 // the epoch that the partition's replicas go by
+	Duplicate bool
+	Err       *Error
+}
+
+// group is what becomes one entry of the log: batches that came ready made and
+// batches built from single records, in the order in which they were taken.
+// Control commands (trim, barrier) are groups of their own.
+type group struct {
+	kind    commandKind
+	header  commandHeader
+	buf     []byte // the entry; owned by the log once proposed
+	items   []groupItem
+	records []pendingRecord
+	replies []byte
+	hashes  []idAt // of all items
+	count   int    // records, for the queue's bound
+	bytes   int    // bytes, for the queue's bound
+
+	pending replication.Pending
+	refused error // Propose's, when pending is nil
+	unknown bool  // an attempt may have been committed
+	control chan<- *Error
+}
+
+// groupItem is one batch: its pending records, its message ids, where its bytes are.
+type groupItem struct {
+	at                int // of the batch in buf
+	records, recordsN int
+	hashes, hashesN   int
+	ready             bool // came as a batch: one pending record for all of it
+}
+
+type pendingRecord struct {
+	receiver        Receiver
+	reply, replyLen int
+}
+
+var groups = sync.Pool{New: func() any { return new(group) }}
+
+func newGroup(kind commandKind, capacity int) *group {
+	g := groups.Get().(*group)
+	g.kind = kind
+	g.buf = make([]byte, commandHeaderSize, commandHeaderSize+capacity)
+	return g
+}
+
+// release gives the group's own memory back; buf belongs to the log.
+func (g *group) release() {
+	clear(g.records)
+	*g = group{items: g.items[:0], records: g.records[:0], replies: g.replies[:0], hashes: g.hashes[:0]}
+	groups.Put(g)
+}
+
+func (g *group) reply(r *pendingRecord) []byte {
+	if r.replyLen == 0 {
+		return nil
+	}
+	return g.replies[r.reply : r.reply+r.replyLen]
+}
+
+func (g *group) addPending(rcv Receiver, reply []byte) {
+	g.records = append(g.records, pendingRecord{receiver: rcv, reply: len(g.replies), replyLen: len(reply)})
+	g.replies = append(g.replies, reply...)
+}
+
+// openItem is the batch under construction at the end of a group.
+type openItem struct {
+	builder *record.Builder
+	records int // index of its first pending record
+	hashes  int
+	expect  int64
+}

@@ -1,0 +1,361 @@
+package partition
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+)
+
+// machine is the partition's state machine: it applies commands to state and
+// store and shows readers what they may see.
+//
+// Locks: applying serialises Apply, Capture and snapshots; visible guards what
+// readers look at (state's bounds, tail, waiters) and is held briefly. The order is applying,
+// then visible. Apply stores first and moves the visible bounds afterwards, so
+// that a reader never asks the store for what it does not have yet.
+type machine struct {
+	id          storage.LogID
+	engine      storage.Engine
+	checkpoints *storage.Checkpointer
+	log         zerolog.Logger
+
+	applying sync.Mutex
+	state    *state
+	store    storage.Store
+	// pins keeps trimmed chunks on disk while a snapshot is being read.
+	pins int
+	// reused by Apply
+	chunks []storage.Chunk
+	marks  []storage.IndexEntry
+
+	visible sync.RWMutex
+	bounds  bounds
+	tail    tail
+	wake    chan struct{} // closed when next moves; nil while nobody waits
+	// relaxedAt is the next offset at the last look of relax.
+	relaxedAt int64
+	closed    bool
+
+	window atomic.Pointer[idWindow] // the state's, for the appender
+
+	reapplied atomic.Uint64 // entries applied before the first Start of this process
+	started   atomic.Bool
+	damage    atomic.Pointer[Error]
+}
+
+// bounds is the part of the state that others may look at between commands.
+type bounds struct {
+	start, next    int64
+	barrier        uint64
+	logTime        int64
+	index          uint64
+	term           uint64
+	stored         int64
+	producers, ids int
+}
+
+func newMachine(c *Config) *machine {
+	return &machine{
+		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, log: c.Logger,
+		tail: tail{budget: c.TailBudget},
+	}
+}
+
+// Open implements replication.StateMachine.
+func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	st := newState()
+	cp, found := m.checkpoints.Load(m.id)
+	if found {
+		s, err := decodeState(cp.State)
+		if err != nil {
+			return 0, fmt.Errorf("open partition %s: checkpoint: %w", m.id, err)
+		}
+		if s.index != cp.Index || s.start != cp.Mark.Start || s.next != cp.Mark.Next {
+			return 0, fmt.Errorf("open partition %s: checkpoint contradicts itself: index %d and %d, bounds %d..%d and %d..%d",
+				m.id, s.index, cp.Index, s.start, s.next, cp.Mark.Start, cp.Mark.Next)
+		}
+		st = s
+	}
+	store, err := openStore(m.engine, m.id, storage.Mark{Start: st.start, Next: st.next}, func(d *Error) {
+		m.damage.Store(d)
+		m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
+			Msg("stored records are missing: what verifies is served, the rest is refused, nothing is deleted")
+	})
+	if err != nil {
+		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
+	}
+	m.state, m.store = st, store
+	if err := m.rebuildWindow(); err != nil {
+		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
+	}
+	m.window.Store(st.ids)
+	m.show(nil)
+	m.checkpoints.Register(m.id, m)
+	return st.index, nil
+}
+
+// rebuildWindow reads the message ids of the log's last minutes.
+func (m *machine) rebuildWindow() error {
+	s := m.state
+	s.ids = newIDWindow()
+	from, err := m.offsetAt(s.logTime-messageIDWindow.Milliseconds(), bounds{start: s.start, next: s.next})
+	if err != nil || from >= s.next {
+		return err
+	}
+	return m.store.Read(from, func(c storage.Chunk) bool {
+		if c.Base < s.next {
+			s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+		}
+		return true
+	})
+}
+
+// Apply implements replication.StateMachine.
+func (m *machine) Apply(entries []replication.Entry) error {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.chunks, m.marks = m.chunks[:0], m.marks[:0]
+	bytes := 0
+	for i := range entries {
+		e := &entries[i]
+		if e.Index <= m.state.index {
+			return fmt.Errorf("apply to partition %s: entry %d after entry %d", m.id, e.Index, m.state.index)
+		}
+		m.state.index = e.Index
+		if err := m.apply(e); err != nil {
+			return fmt.Errorf("apply entry %d to partition %s: %w", e.Index, m.id, err)
+		}
+		bytes += len(e.Data)
+	}
+	if len(m.chunks) > 0 {
+		if err := m.store.Append(m.chunks, m.marks); err != nil {
+			return fmt.Errorf("store entry %d of partition %s: %w", m.state.index, m.id, err)
+		}
+	}
+	if !m.started.Load() {
+		m.reapplied.Add(uint64(len(entries)))
+	}
+	m.show(m.chunks)
+	clear(m.chunks)
+	m.checkpoints.Note(bytes)
+	return nil
+}
+
+func (m *machine) apply(e *replication.Entry) error {
+	h, body, err := parseCommand(e.Data)
+	if err != nil {
+		return err
+	}
+	s := m.state
+	ok, code, data := s.admit(h)
+	if !ok {
+		e.Result = replication.Result{Value: code, Data: data}
+		return nil
+	}
+	s.logTime = max(s.logTime, h.logTime)
+	switch h.kind {
+	case kindTrim:
+		s.trim(int64(binary.BigEndian.Uint64(body)))
+	case kindBarrier:
+		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
+	case kindAppend:
+		data, err = m.applyAppend(e.Index, h, body)
+		if err != nil {
+			return err
+		}
+	}
+	s.remember(data)
+	e.Result = replication.Result{Value: resultOK, Data: data}
+	return nil
+}
+
+// applyAppend stores the accepted batches of one entry as one chunk. The entry
+// belongs to the log (it may be on its way to a follower), so the batches are
+// copied before they are stamped.
+func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (results []byte, err error) {
+	s := m.state
+	base, before := s.next, s.stored
+	var meta []byte
+	data := make([]byte, 0, len(body))
+	for len(body) > 0 {
+		it, rest, err := nextItem(body)
+		if err != nil {
+			return nil, err
+		}
+		body = rest
+		code, off := s.judge(it)
+		results = appendItemResult(results, code, off)
+		if code != itemOK {
+			continue
+		}
+		at := len(data)
+		data = append(data, it.batch...)
+		record.Batch(data[at:]).Stamp(off, int32(h.term&sequenceMask))
+		for ids := it.ids; len(ids) >= idEntrySize; ids = ids[idEntrySize:] {
+			delta := uint32(off-base) + binary.BigEndian.Uint32(ids)
+			meta = binary.BigEndian.AppendUint32(meta, delta)
+			meta = append(meta, ids[4:idEntrySize]...)
+		}
+		s.accept(it)
+	}
+	if len(data) == 0 {
+		return results, nil
+	}
+	m.chunks = append(m.chunks, storage.Chunk{
+		Base: base, Last: s.next - 1, Index: index, LogTime: s.logTime, Meta: meta, Data: data,
+	})
+	if mark, due := s.mark(base, before); due {
+		m.marks = append(m.marks, mark)
+	}
+	return results, nil
+}
+
+// show makes applied state visible to readers and wakes those that wait.
+func (m *machine) show(chunks []storage.Chunk) {
+	s := m.state
+	m.visible.Lock()
+	for _, c := range chunks {
+		m.tail.push(c)
+	}
+	moved := m.bounds.next != s.next
+	m.bounds = bounds{
+		start: s.start, next: s.next, barrier: s.barrier, logTime: s.logTime, index: s.index, term: s.term,
+		stored: s.stored, producers: len(s.producers.byID), ids: s.ids.len(),
+	}
+	wake := m.wake
+	if moved {
+		m.wake = nil
+	}
+	m.visible.Unlock()
+	if moved && wake != nil {
+		close(wake)
+	}
+}
+
+func (m *machine) look() bounds {
+	m.visible.RLock()
+	defer m.visible.RUnlock()
+	return m.bounds
+}
+
+// findID looks a message id up among those that were applied.
+func (m *machine) findID(h idHash) (int64, bool) {
+	b := m.look()
+	return m.window.Load().find(h, b.logTime, b.start)
+}
+
+// bytes is the size of what is stored.
+func (m *machine) bytes() int64 {
+	m.visible.RLock()
+	defer m.visible.RUnlock()
+	if m.store == nil || m.closed {
+		return 0
+	}
+	return m.store.Bytes()
+}
+
+// relax lets go of memory that an idle partition doesn't need.
+func (m *machine) relax() {
+	m.visible.Lock()
+	defer m.visible.Unlock()
+	if m.relaxedAt == m.bounds.next {
+		m.tail.clear()
+	}
+	m.relaxedAt = m.bounds.next
+}
+
+// Capture implements storage.Source.
+func (m *machine) Capture() (storage.Checkpoint, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	return m.capture(), nil
+}
+
+func (m *machine) capture() storage.Checkpoint {
+	s := m.state
+	return storage.Checkpoint{
+		Log: m.id, Index: s.index, Mark: storage.Mark{Start: s.start, Next: s.next}, State: s.encode(nil),
+	}
+}
+
+// Durable implements storage.Source: what lies below a durable start offset may go.
+func (m *machine) Durable(c storage.Checkpoint) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.pins > 0 || m.store == nil || m.damage.Load() != nil {
+		return
+	}
+	if err := m.store.Trim(c.Mark.Start, markKey(c.Mark.Start)); err != nil {
+		m.log.Error().Err(err).Str("log", m.id.String()).Int64("start", c.Mark.Start).
+			Msg("space below the start offset could not be given back; it is tried again at the next checkpoint")
+	}
+}
+
+// Sync implements replication.StateMachine.
+func (m *machine) Sync() error { return m.checkpoints.Sync(context.Background()) }
+
+// Close implements replication.StateMachine.
+func (m *machine) Close() error {
+	m.checkpoints.Unregister(m.id)
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.visible.Lock()
+	m.tail.clear()
+	m.closed = true
+	wake := m.wake
+	m.wake = nil
+	m.visible.Unlock()
+	if wake != nil {
+		close(wake)
+	}
+	if m.store == nil {
+		return nil
+	}
+	err := m.store.Close()
+	return err
+}
+
+// waitBeyond returns a channel that is closed when next moves from offset, or
+// nil when it already has.
+func (m *machine) waitBeyond(offset int64) <-chan struct{} {
+	m.visible.Lock()
+	defer m.visible.Unlock()
+	if m.bounds.next > offset {
+		return nil
+	}
+	if m.wake == nil {
+		m.wake = make(chan struct{})
+	}
+	return m.wake
+}
+
+// openStore opens the log; where it has holes that nobody can fill, what is
+// left is opened and the damage reported.
+func openStore(e storage.Engine, id storage.LogID, mark storage.Mark, damaged func(*Error)) (storage.Store, error) {
+	store, err := e.Open(id, mark)
+	if err == nil {
+		return store, nil
+	}
+	hole, ok := err.(*storage.HoleError)
+	if !ok {
+		return nil, err
+	}
+	mark.AllowHoles = true
+	store, again := e.Open(id, mark)
+	if again != nil {
+		return nil, again
+	}
+	damaged(describe(ErrDamaged, "offsets %d to %d are missing on this broker's disk: restore the data directory's files, or read from offset %d on",
+		hole.From, hole.To-1, hole.To))
+	return store, nil
+}

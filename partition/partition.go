@@ -1,0 +1,333 @@
+// Package partition is one partition of a topic on one broker: a replicated
+// state machine that assigns offsets and recognises duplicates, an appender
+// that turns what is published into log entries, and a reader.
+//
+//	Append ─▶ appender ─▶ group ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
+//	                        ▲                            │    │
+//	                        └── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
+//
+// Invariants that have cost others dearly:
+//
+//   - An entry carries the term of a committed Start and a counter; apply takes
+//     neither an older term nor a counter out of turn. That, not Raft's own
+//     leadership, is what keeps a deposed leader from writing.
+//   - Replicas never read a clock. Log time comes with the entry.
+//   - The message id window is a function of the log, the producer table and
+//     all else of the state go into the checkpoint.
+//   - Chunks below the start offset are deleted only after a checkpoint with
+//     that start offset is durable: before, recovery would find a hole.
+package partition
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+)
+
+// maxInFlight is how many groups may be proposed and not yet applied.
+const maxInFlight = 4
+
+const (
+	// recordOverhead is what one record takes beside its bytes, at most about.
+	recordOverhead = 24
+	// batchTarget is the size at which a batch of single records is closed: small
+	// enough that a fetch can be cut finely, large enough to cost little.
+	batchTarget = 256 << 10
+)
+
+// Limits of a partition. Zero values mean the defaults.
+type Limits struct {
+	MaxRecordBytes int           // key, value and headers of one record; default 1 MiB
+	QueueBytes     int           // taken and not yet answered; default 16 MiB
+	QueueRecords   int           // likewise; default 131,072
+	GroupBytes     int           // about how large one log entry gets; default 1 MiB
+	PipelineBytes  int           // size at which a group goes out though others are in flight; default 256 KiB
+	BusyWait       time.Duration // how long an append waits for room; default 1 s
+	ProposeTimeout time.Duration // how long one attempt to commit may take; default 5 s
+}
+
+func (l *Limits) setDefaults() {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.MaxRecordBytes, 1<<20)
+	def(&l.QueueBytes, 16<<20)
+	def(&l.QueueRecords, 131_072)
+	def(&l.GroupBytes, 1<<20)
+	def(&l.PipelineBytes, 256<<10)
+	if l.BusyWait <= 0 {
+		l.BusyWait = time.Second
+	}
+	if l.ProposeTimeout <= 0 {
+		l.ProposeTimeout = 5 * time.Second
+	}
+}
+
+// Retention says how much of the log is kept; a zero field sets no limit.
+type Retention struct {
+	MaxAge     time.Duration // in log time
+	MaxBytes   int64         // of stored batches
+	MaxRecords int64
+}
+
+// Config of a partition. Host, Engine, Checkpoints and the ids are required.
+type Config struct {
+	Topic       string
+	Number      int32
+	Log         storage.LogID
+	Shard       uint64
+	Replica     uint64
+	Initial     map[uint64]string
+	Join        bool
+	Host        replication.Host
+	Engine      storage.Engine
+	Checkpoints *storage.Checkpointer
+	Clock       func() time.Time // default time.Now; must carry a monotonic reading
+	Limits      Limits
+	Retention   Retention
+	// RetentionEvery is how often a leader looks for what may go; default 10 s.
+	RetentionEvery time.Duration
+	TailBudget     *TailBudget
+	DiskFull       func() bool                  // nil: never
+	OnLeader       func(replication.Leadership) // must not block
+	Logger         zerolog.Logger
+}
+
+// Partition is safe for concurrent use.
+type Partition struct {
+	c    Config
+	name string // topic/number
+	m    *machine
+	a    *appender
+	log  replication.Log
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	leaderMu sync.Mutex
+	known    replication.Leadership
+	current  *leadership
+	leadDone chan struct{}
+	closing  bool
+
+	leading   atomic.Bool
+	retried   atomic.Uint64
+	acked     atomic.Uint64
+	retention atomic.Pointer[Retention]
+	checkers  sync.Pool
+}
+
+// Open starts the partition's replica. It returns once the replica runs, which
+// may be before it knows a leader. ctx bounds the start only.
+func Open(ctx context.Context, c Config) (*Partition, error) {
+	c.Limits.setDefaults()
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.RetentionEvery <= 0 {
+		c.RetentionEvery = 10 * time.Second
+	}
+	p := &Partition{c: c, name: fmt.Sprintf("%s/%d", c.Topic, c.Number), m: newMachine(&c)}
+	p.checkers.New = func() any { return new(batchCheck) }
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.retention.Store(&c.Retention)
+	p.a = newAppender(p)
+	ready := make(chan struct{})
+	log, err := c.Host.Start(ctx, replication.Replica{
+		Shard: c.Shard, Replica: c.Replica, Initial: c.Initial, Join: c.Join,
+		OnLeader: func(l replication.Leadership) {
+			select {
+			case <-ready:
+				p.onLeader(l)
+			default:
+				// The log is not in our hands yet: what it says now is asked for below.
+			}
+		},
+	}, p.m)
+	if err != nil {
+		p.cancel()
+		return nil, fmt.Errorf("open partition %s: %w", p.name, err)
+	}
+	p.log = log
+	close(ready)
+	p.catchUpLeadership()
+	p.wg.Go(p.keepRetention)
+	return p, nil
+}
+
+// catchUpLeadership tells the partition what the log said before Open had it.
+func (p *Partition) catchUpLeadership() {
+	l := p.log.Leadership()
+	p.leaderMu.Lock()
+	stale := l == p.known || l.Term < p.known.Term
+	p.leaderMu.Unlock()
+	if !stale {
+		p.onLeader(l)
+	}
+}
+
+// Append takes one record and returns before it is committed; the outcome goes
+// to the Receiver. An *Error means that it was refused and is not in the log.
+// It waits up to Limits.BusyWait while the queue is full. What was taken is
+// proposed at the next Flush at the latest.
+func (p *Partition) Append(ctx context.Context, pub *Publication) error {
+	if err := p.a.append(ctx, pub); err != nil {
+		return err
+	}
+	return nil
+}
+
+// batchCheck is what AppendBatch needs for a moment.
+type batchCheck struct {
+	checker record.Checker
+	ids     []idAt
+}
+
+var messageIDHeader = []byte("Nats-Msg-Id")
+
+// AppendBatch takes a whole record batch after checking it. The batch is the
+// unit of what is accepted or refused; base offset and leader epoch are the broker's to
+// set. expect is as in Publication. It waits and fails like Append.
+func (p *Partition) AppendBatch(ctx context.Context, b record.Batch, expect int64, reply []byte, rcv Receiver) error {
+	bc := p.checkers.Get().(*batchCheck)
+	defer p.checkers.Put(bc)
+	bc.ids = bc.ids[:0]
+	lim := record.DefaultLimits
+	lim.MaxRecordBytes = p.c.Limits.MaxRecordBytes
+	err := bc.checker.CheckRecords(b, lim, func(i int, r *record.Record) error {
+		for h := range r.Headers {
+			if string(r.Headers[h].Key) == string(messageIDHeader) {
+				bc.ids = append(bc.ids, idAt{delta: int32(i), hash: hashMessageID(r.Headers[h].Value)})
+				break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return describe(ErrInvalidBatch, "%s: %v", p.name, err)
+	}
+	if err := p.a.appendBatch(ctx, b, bc.ids, expect, reply, rcv); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Flush proposes what was taken, unless earlier groups are in flight: then it
+// follows them.
+func (p *Partition) Flush() { p.a.flush() }
+
+// Barrier commits a barrier entry: every command that a leader stamped with an
+// older epoch is refused from here on.
+func (p *Partition) Barrier(ctx context.Context, epoch uint64) error {
+	return p.command(ctx, kindBarrier, epoch)
+}
+
+func (p *Partition) command(ctx context.Context, kind commandKind, value uint64) error {
+	done := make(chan *Error, 1)
+	if err := p.a.control(kind, value, done); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			return err
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s of partition %s: %w", kind, p.name, ctx.Err())
+	}
+}
+
+func (p *Partition) outcome(offset int64) Outcome {
+	return Outcome{Topic: p.c.Topic, Partition: p.c.Number, Offset: offset, Epoch: p.m.look().barrier}
+}
+
+func (p *Partition) notLeader() *Error {
+	p.leaderMu.Lock()
+	known, closing := p.known, p.closing
+	p.leaderMu.Unlock()
+	switch {
+	case closing:
+		return describe(ErrClosed, "%s: the partition is being closed on this broker: try again", p.name)
+	case known.Self:
+		return describe(ErrNotLeader, "%s: this broker is about to lead the partition: try again", p.name)
+	case known.Leader == 0:
+		return describe(ErrNotLeader, "%s: the partition has no leader at the moment: try again", p.name)
+	}
+	return describe(ErrNotLeader, "%s: replica %d leads the partition, not this broker", p.name, known.Leader)
+}
+
+// Leading says whether this replica leads and has committed its Start.
+func (p *Partition) Leading() bool { return p.leading.Load() }
+
+// Status of a partition on this broker.
+type Status struct {
+	Leader    uint64 // replica id, 0 unknown
+	Term      uint64
+	Leading   bool
+	Start     int64
+	Next      int64
+	Bytes     int64 // stored
+	Barrier   uint64
+	LogTime   int64 // Unix milliseconds
+	Applied   uint64
+	Reapplied uint64 // entries applied again after a restart
+	Retried   uint64 // proposals made again
+	Acked     uint64 // records acked by this broker since it started
+	Queued    int    // bytes taken and not yet answered
+	Producers int
+	IDs       int
+	Damage    string
+}
+
+// Status returns figures that are each true, not all of the same instant.
+func (p *Partition) Status() Status {
+	b := p.m.look()
+	p.leaderMu.Lock()
+	known := p.known
+	p.leaderMu.Unlock()
+	p.a.mu.Lock()
+	queued := p.a.bytes
+	p.a.mu.Unlock()
+	s := Status{
+		Leader: known.Leader, Term: known.Term, Leading: p.leading.Load(),
+		Start: b.start, Next: b.next, Bytes: p.m.bytes(), Barrier: b.barrier, LogTime: b.logTime, Applied: b.index,
+		Reapplied: p.m.reapplied.Load(), Retried: p.retried.Load(), Acked: p.acked.Load(), Queued: queued,
+		Producers: b.producers, IDs: b.ids,
+	}
+	if d := p.m.damage.Load(); d != nil {
+		s.Damage = d.Description
+	}
+	return s
+}
+
+// Log is the replicated log below the partition, for membership and leadership.
+func (p *Partition) Log() replication.Log { return p.log }
+
+// Close stops the replica; what is under way is answered first. Nothing is deleted.
+func (p *Partition) Close() error {
+	p.leaderMu.Lock()
+	p.closing = true
+	if p.current != nil {
+		p.current.cancel()
+		p.current = nil
+	}
+	p.leaderMu.Unlock()
+	p.cancel()
+	p.wg.Wait()
+	if err := p.log.Close(); err != nil {
+		return fmt.Errorf("close partition %s: %w", p.name, err)
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+package partition
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/parleymq/parley/partition/storage"
+)
+
+// A snapshot is the state and every chunk from the start offset on:
+//
+//	magic "PSNP", version (1), state length (4), state, then frames, then an end frame.
+//	frame: 'c', base, last, index, log time (8 each), meta length (4), data length (4), meta, data, CRC-32C of all that (4)
+//	end:   'e'
+const (
+	snapshotMagic   = "PSNP"
+	snapshotVersion = 1
+	// maxSnapshotFrame bounds what a damaged length can make a reader allocate.
+	maxSnapshotFrame = 64 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var errStopped = errors.New("stopped")
+
+type snapshotPoint struct {
+	checkpoint storage.Checkpoint
+}
+
+// PrepareSnapshot implements replication.StateMachine. Chunks that the snapshot covers
+// stay on disk until SaveSnapshot is done.
+func (m *machine) PrepareSnapshot() (any, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	return &snapshotPoint{checkpoint: m.capture()}, nil
+}
+
+// SaveSnapshot implements replication.StateMachine.
+func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error {
+	p := point.(*snapshotPoint).checkpoint
+	m.applying.Lock()
+	m.pins++
+	start := m.state.start
+	m.applying.Unlock()
+	defer func() {
+		m.applying.Lock()
+		m.pins--
+		m.applying.Unlock()
+	}()
+	bw := bufio.NewWriterSize(w, 256<<10)
+	head := append([]byte(snapshotMagic), snapshotVersion)
+	head = binary.BigEndian.AppendUint32(head, uint32(len(p.State)))
+	head = append(head, p.State...)
+	if _, err := bw.Write(head); err != nil {
+		return fmt.Errorf("save snapshot: %w", err)
+	}
+	var frame []byte
+	var failed error
+	next := p.Mark.Start
+	err := m.store.Read(p.Mark.Start, func(c storage.Chunk) bool {
+		if c.Base >= p.Mark.Next {
+			return false
+		}
+		select {
+		case <-stop:
+			failed = errStopped
+			return false
+		default:
+		}
+		frame = appendFrame(frame[:0], c)
+		_, failed = bw.Write(frame)
+		next = c.Last + 1
+		return failed == nil
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("save snapshot: %w", err)
+	}
+	if next < p.Mark.Next {
+		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d (start is now %d)", storage.ErrCorrupt, next, p.Mark.Next, start)
+	}
+	if err := bw.WriteByte('e'); err != nil {
+		return fmt.Errorf("save snapshot: %w", err)
+	}
+	if err := bw.Flush(); err != nil {
+		return fmt.Errorf("save snapshot: %w", err)
+	}
+	return nil
+}
+
+func appendFrame(b []byte, c storage.Chunk) []byte {
+	b = append(b, 'c')
+	for _, v := range []uint64{uint64(c.Base), uint64(c.Last), c.Index, uint64(c.LogTime)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(c.Meta)))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(c.Data)))
+	b = append(b, c.Meta...)
+	b = append(b, c.Data...)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// RecoverFromSnapshot implements replication.StateMachine.
+func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
+	br := bufio.NewReaderSize(r, 256<<10)
+	var head [9]byte
+	if _, err := io.ReadFull(br, head[:]); err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	if string(head[:4]) != snapshotMagic || head[4] != snapshotVersion {
+		return fmt.Errorf("recover from snapshot: %w: magic %q version %d", storage.ErrCorrupt, head[:4], head[4])
+	}
+	n := binary.BigEndian.Uint32(head[5:])
+	if n > maxSnapshotFrame {
+		return fmt.Errorf("recover from snapshot: %w: state of %d bytes", storage.ErrCorrupt, n)
+	}
+	enc := make([]byte, n)
+	if _, err := io.ReadFull(br, enc); err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	s, err := decodeState(enc)
+	if err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	m.applying.Lock()
+	if err := m.restore(s, br, stop); err != nil {
+		m.applying.Unlock()
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	m.applying.Unlock()
+	return m.checkpoints.Sync(context.Background())
+}
+
+func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) error {
+	m.visible.Lock()
+	m.tail.clear()
+	m.visible.Unlock()
+	// Bytes and marks are counted anew: they serve this replica's retention and
+	// lookups and need not equal the others'.
+	logTime := s.logTime
+	s.stored, s.marked, s.markedAt = 0, 0, 0
+	first := true
+	next := s.start
+	for {
+		select {
+		case <-stop:
+			return errStopped
+		default:
+		}
+		c, end, err := readFrame(br)
+		if err != nil {
+			return err
+		}
+		if end {
+			break
+		}
+		if first {
+			if err := m.store.Reset(c.Base); err != nil {
+				return err
+			}
+			first, next = false, c.Base
+		}
+		if c.Base != next {
+			return fmt.Errorf("%w: chunk at %d, want %d", storage.ErrCorrupt, c.Base, next)
+		}
+		s.logTime = c.LogTime
+		before := s.stored
+		s.stored += int64(len(c.Data))
+		var idx []storage.IndexEntry
+		if mk, due := s.mark(c.Base, before); due {
+			idx = append(idx, mk)
+		}
+		if err := m.store.Append([]storage.Chunk{c}, idx); err != nil {
+			return err
+		}
+		next = c.Last + 1
+	}
+	if first {
+		if err := m.store.Reset(s.next); err != nil {
+			return err
+		}
+		next = s.next
+	}
+	if next != s.next {
+		return fmt.Errorf("%w: snapshot ends at %d, want %d", storage.ErrCorrupt, next, s.next)
+	}
+	s.logTime = logTime
+	m.state = s
+	if err := m.rebuildWindow(); err != nil {
+		return err
+	}
+	m.window.Store(m.state.ids)
+	m.show(nil)
+	return nil
+}
+
+func readFrame(br *bufio.Reader) (c storage.Chunk, end bool, err error) {
+	kind, err := br.ReadByte()
+	if err != nil {
+		return c, false, err
+	}
+	if kind == 'e' {
+		return c, true, nil
+	}
+	var head [41]byte
+	head[0] = kind
+	if _, err := io.ReadFull(br, head[1:]); err != nil {
+		return c, false, err
+	}
+	nm, nd := binary.BigEndian.Uint32(head[33:]), binary.BigEndian.Uint32(head[37:])
+	if kind != 'c' || nm > maxSnapshotFrame || nd > maxSnapshotFrame {
+		return c, false, fmt.Errorf("%w: frame kind %q, meta %d, data %d bytes", storage.ErrCorrupt, kind, nm, nd)
+	}
+	body := make([]byte, int(nm)+int(nd)+4)
+	if _, err := io.ReadFull(br, body); err != nil {
+		return c, false, err
+	}
+	sum := crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, body[:len(body)-4])
+	if sum != binary.BigEndian.Uint32(body[len(body)-4:]) {
+		return c, false, fmt.Errorf("%w: frame checksum", storage.ErrCorrupt)
+	}
+	return storage.Chunk{
+		Base: int64(binary.BigEndian.Uint64(head[1:])), Last: int64(binary.BigEndian.Uint64(head[9:])),
+		Index: binary.BigEndian.Uint64(head[17:]), LogTime: int64(binary.BigEndian.Uint64(head[25:])),
+		Meta: body[:nm], Data: body[nm : nm+nd],
+	}, false, nil
+}
