@@ -27,7 +27,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := settings{Name: "b1", DataDir: "./parley-data", Listen: "127.0.0.1:4222", HTTP: "127.0.0.1:8222", RaftListen: "127.0.0.1:7222",
+	want := settings{Name: "b1", DataDir: "./parley-data", Listen: "127.0.0.1:4222", HTTP: "127.0.0.1:8222", PeerListen: "127.0.0.1:6222", RaftListen: "127.0.0.1:7222", Weight: 100,
 		FreeSpaceFloor: 1 << 30, MaxRecord: 1 << 20, LogLevel: "info", LogFormat: "console"}
 	if *s != want {
 		t.Errorf("defaults:\n got %+v\nwant %+v", *s, want)
@@ -65,11 +65,13 @@ func TestBadConfiguration(t *testing.T) {
 		{name: "two documents", file: "name: a\n---\nname: b\n", want: []string{"more than one YAML document"}},
 		{name: "broken YAML", file: "name: 'a\n", want: []string{"line"}},
 		{name: "config inside the file", file: "config: x\n", want: []string{`unknown key "config"`}},
-		{name: "bad value in the file", file: "name: b1\nmax_record: 2MiB\n", want: []string{`:2: max_record "2MiB"`, "from 1KiB to 1MiB"}},
+		{name: "bad value in the file", file: "name: b1\nmax_record: 2MiB\n", want: []string{`:2: max_record "2MiB"`, "from 1B to 1MiB"}},
 		{name: "bad value in the environment", env: map[string]string{"PARLEY_LOG_FORMAT": "xml"}, want: []string{`PARLEY_LOG_FORMAT "xml"`, "console, json"}},
 		{name: "bad address", flags: map[string]string{"listen": "4222"}, want: []string{`--listen "4222"`, "HOST:PORT"}},
 		{name: "bad port", flags: map[string]string{"http": "127.0.0.1:70000"}, want: []string{"--http", "65535"}},
 		{name: "bad name", flags: map[string]string{"name": "a b"}, want: []string{`--name "a b"`, "letters, digits"}},
+		{name: "name with a dot", flags: map[string]string{"name": "a.b"}, want: []string{`--name "a.b"`}},
+		{name: "no weight", flags: map[string]string{"weight": "0"}, want: []string{`--weight "0"`, "from 1 to 10000"}},
 		{name: "bad size", flags: map[string]string{"free-space-floor": "lots"}, want: []string{"--free-space-floor", "512MiB"}},
 		{name: "tiny memory", flags: map[string]string{"memory-limit": "1MiB"}, want: []string{"--memory-limit", "at least 128MiB"}},
 		{name: "bad switch", env: map[string]string{"PARLEY_AUTO_CREATE_TOPICS": "perhaps"}, want: []string{"PARLEY_AUTO_CREATE_TOPICS", "true or false"}},
@@ -80,7 +82,7 @@ func TestBadConfiguration(t *testing.T) {
 		{name: "same port twice", flags: map[string]string{"http": "127.0.0.1:4222"}, want: []string{"listen and http are both 127.0.0.1:4222"}},
 		{name: "no such file", flags: map[string]string{"config": "/does/not/exist.yaml"}, want: []string{"--config", "no such file"}},
 		{name: "cluster flag", flags: map[string]string{"initial-cluster": "b1=127.0.0.1:6222"}, want: []string{"--initial-cluster", "next release"}},
-		{name: "cluster key", file: "rack: r1\n", want: []string{":1: rack", "next release"}},
+		{name: "cluster key", file: "dead_after: 1m\n", want: []string{":1: dead_after", "next release"}},
 		{name: "cluster variable", env: map[string]string{"PARLEY_JOIN": "127.0.0.1:6222"}, want: []string{"PARLEY_JOIN", "next release"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -28,6 +28,9 @@ func newHealthcheck(given map[string]string, lookup func(string) (string, bool))
 			if err != nil {
 				return err
 			}
+			if s.HTTP == httpOff {
+				return usagef("http is off: there is nothing to ask")
+			}
 			return healthcheck(s.HTTP, cmd.OutOrStdout())
 		},
 	}

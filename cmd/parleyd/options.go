@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +17,12 @@ type settings struct {
 	Listen           string
 	AdvertiseClient  string
 	HTTP             string
+	PeerListen       string
+	AdvertisePeer    string
 	RaftListen       string
+	AdvertiseRaft    string
+	Rack             string
+	Weight           int
 	TLSCert          string
 	TLSKey           string
 	TLSClientCA      string
@@ -58,10 +62,19 @@ func options() []option {
 			set: address(func(s *settings) *string { return &s.Listen })},
 		{flag: "advertise-client", meta: "HOST:PORT", usage: "what clients dial, where it differs from --listen",
 			set: address(func(s *settings) *string { return &s.AdvertiseClient })},
-		{flag: "http", meta: "HOST:PORT", initial: "127.0.0.1:8222", usage: "/healthz /readyz /metrics /v1/…",
-			set: address(func(s *settings) *string { return &s.HTTP })},
+		{flag: "http", meta: "HOST:PORT", initial: "127.0.0.1:8222", usage: "/healthz /readyz /metrics /v1/…; off for none",
+			set: setHTTP},
+		{flag: "peer-listen", meta: "HOST:PORT", initial: "127.0.0.1:6222",
+			usage: "other brokers; goes into the cluster's record, nothing listens there while brokers run alone",
+			set:   address(func(s *settings) *string { return &s.PeerListen })},
+		{flag: "advertise-peer", meta: "HOST:PORT", usage: "what other brokers dial, where it differs from --peer-listen",
+			set: address(func(s *settings) *string { return &s.AdvertisePeer })},
 		{flag: "raft-listen", meta: "HOST:PORT", initial: "127.0.0.1:7222", usage: "Raft",
 			set: address(func(s *settings) *string { return &s.RaftListen })},
+		{flag: "advertise-raft", meta: "HOST:PORT", usage: "what other brokers dial for Raft, where it differs from --raft-listen",
+			set: address(func(s *settings) *string { return &s.AdvertiseRaft })},
+		{flag: "rack", meta: "NAME", usage: "rack of this broker, for the cluster's record", set: setRack},
+		{flag: "weight", meta: "N", initial: "100", usage: "its share of replicas beside other brokers, for the cluster's record", set: setWeight},
 		{flag: "tls-cert", meta: "FILE", usage: "certificate for clients, PEM", set: text(func(s *settings) *string { return &s.TLSCert })},
 		{flag: "tls-key", meta: "FILE", usage: "its private key, PEM", set: text(func(s *settings) *string { return &s.TLSKey })},
 		{flag: "tls-client-ca", meta: "FILE", usage: "clients must show a certificate signed by one of these",
@@ -71,13 +84,13 @@ func options() []option {
 			set: text(func(s *settings) *string { return &s.Password })},
 		{flag: "token", meta: "TOKEN", secret: true, usage: "token that clients must give, instead of user and password",
 			set: text(func(s *settings) *string { return &s.Token })},
-		{flag: "free-space-floor", meta: "SIZE", initial: "1GiB", usage: "publishes are refused while the disk has less free",
+		{flag: "free-space-floor", meta: "SIZE", initial: "1GiB", usage: "publishes are refused while the disk has less free; 0 for no floor",
 			set: size(0, 1<<62, func(s *settings) *int64 { return &s.FreeSpaceFloor })},
 		{flag: "max-record", meta: "SIZE", initial: "1MiB", usage: "largest record: key, value and headers",
-			set: size(1<<10, wire.MaxRecord, func(s *settings) *int64 { return &s.MaxRecord })},
+			set: size(1, wire.MaxRecord, func(s *settings) *int64 { return &s.MaxRecord })},
 		{flag: "memory-limit", meta: "SIZE", initial: "0", usage: "soft limit of the process's memory; 0 for none",
 			set: setMemoryLimit},
-		{flag: "auto-create-topics", isSwitch: true, initial: "false", usage: "a publish by the SDK to an unknown topic creates it",
+		{flag: "auto-create-topics", isSwitch: true, initial: "false", usage: "a publish to a subject that no topic has creates the topic of that name",
 			set: setAutoCreate},
 		{flag: "log-level", meta: "LEVEL", initial: "info", usage: "debug, info, warn or error",
 			set: oneOf(func(s *settings) *string { return &s.LogLevel }, "debug", "info", "warn", "error")},
@@ -86,11 +99,10 @@ func options() []option {
 	}
 }
 
-// clusterOptions belong to a cluster of several brokers. A broker of this
-// release runs alone: it refuses them rather than to take them for nothing.
+// clusterOptions mean other brokers. A broker of this release runs alone: it
+// refuses them rather than to take them for nothing.
 var clusterOptions = []string{
-	"peer-listen", "advertise-peer", "advertise-raft", "initial-cluster", "join", "rack", "weight", "dead-after",
-	"cluster-secret-file", "peer-tls-cert", "peer-tls-key", "peer-tls-ca",
+	"initial-cluster", "join", "dead-after", "cluster-secret-file", "peer-tls-cert", "peer-tls-key", "peer-tls-ca",
 }
 
 const clusterRefusal = "this release runs one broker alone; clusters come with the next release"
@@ -165,22 +177,54 @@ func setAutoCreate(s *settings, v string) error {
 }
 
 // maxName bounds a broker's name; it appears in every epoch.
-const maxName = 63
+const maxName = 64
 
 func setName(s *settings, v string) error {
 	ok := v != "" && len(v) <= maxName
 	for i := 0; ok && i < len(v); i++ {
 		c := v[i]
-		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || i > 0 && (c == '-' || c == '_' || c == '.')
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
 	}
 	if !ok {
-		return fmt.Errorf("want 1 to %d letters, digits, '-', '_' and '.', beginning with a letter or digit", maxName)
+		return fmt.Errorf("want 1 to %d letters, digits, '-' and '_'", maxName)
 	}
 	s.Name = v
 	return nil
 }
 
-// check looks at what only makes sense together and fills in the name.
+func setHTTP(s *settings, v string) error {
+	if v == httpOff {
+		s.HTTP = v
+		return nil
+	}
+	return address(func(s *settings) *string { return &s.HTTP })(s, v)
+}
+
+const httpOff = "off"
+
+// maxRack is as generous as anything that names a rack.
+const maxRack = 256
+
+func setRack(s *settings, v string) error {
+	if len(v) > maxRack {
+		return fmt.Errorf("want at most %d bytes", maxRack)
+	}
+	s.Rack = v
+	return nil
+}
+
+const maxWeight = 10_000
+
+func setWeight(s *settings, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > maxWeight {
+		return fmt.Errorf("want a number from 1 to %d", maxWeight)
+	}
+	s.Weight = n
+	return nil
+}
+
+// check looks at what only makes sense together.
 func (s *settings) check() error {
 	if s.DataDir == "" {
 		return usagef("data_dir is empty: want a directory")
@@ -198,7 +242,7 @@ func (s *settings) check() error {
 		return usagef("token and user exclude each other: give one credential")
 	}
 	at := map[string]string{}
-	for _, l := range []struct{ key, address string }{{"listen", s.Listen}, {"http", s.HTTP}, {"raft_listen", s.RaftListen}} {
+	for _, l := range []struct{ key, address string }{{"listen", s.Listen}, {"http", s.HTTP}, {"peer_listen", s.PeerListen}, {"raft_listen", s.RaftListen}} {
 		if strings.HasSuffix(l.address, ":0") {
 			continue
 		}
@@ -206,15 +250,6 @@ func (s *settings) check() error {
 			return usagef("%s and %s are both %s: each needs its own", other, l.key, l.address)
 		}
 		at[l.address] = l.key
-	}
-	if s.Name == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return usagef("name is not given and the host name can't be read (%v): give --name", err)
-		}
-		if err := setName(s, host); err != nil {
-			return usagef("name is not given and the host name %q won't do (%v): give --name", host, err)
-		}
 	}
 	return nil
 }
