@@ -22,6 +22,7 @@ var (
 	ErrBusy     = errors.New("log is busy")
 	ErrClosed   = errors.New("log is closed")
 	ErrNoLeader = errors.New("no leader")
+	ErrTooLarge = errors.New("entry is too large")
 	// ErrConfigChanged: a membership change named a config-change id that is no
 	// longer the newest.
 	ErrConfigChanged = errors.New("membership was changed by someone else")
@@ -32,7 +33,7 @@ var (
 type Log interface {
 	// Propose hands data to the log and returns without waiting for a commit.
 	// The log owns data from here on, whatever it returns. An error means that
-	// the entry was refused (ErrBusy, ErrClosed, ErrNoLeader): it never commits.
+	// the entry was refused (ErrBusy, ErrClosed, ErrNoLeader, ErrTooLarge): it never commits.
 	// Proposals that are in flight together may be dropped one by one: the
 	// commit order is not promised to be the order of the calls.
 	Propose(data []byte, timeout time.Duration) (Pending, error)
@@ -79,7 +80,8 @@ type Leadership struct {
 	Self   bool // this replica leads
 }
 
-// Membership of a log: replica id to its peer address as last committed.
+// Membership of a log as last committed: replica id to its peer address, which is where
+// the replica is now as far as this one knows, and empty where it doesn't.
 type Membership struct {
 	ConfigID  uint64
 	Voters    map[uint64]string
@@ -95,6 +97,19 @@ const (
 	Promote
 	Remove
 )
+
+func (k ChangeKind) String() string {
+	switch k {
+	case AddNonVoting:
+		return "add"
+	case Promote:
+		return "promote"
+	case Remove:
+		return "remove"
+	default:
+		return "change"
+	}
+}
 
 // Change is one step: the replica and, unless it is removed, its address.
 type Change struct {

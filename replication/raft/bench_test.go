@@ -1,0 +1,98 @@
+package raft
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/parleymq/parley/replication"
+)
+
+// discard is a state machine that keeps nothing.
+type discard struct{ replication.StateMachine }
+
+func (discard) Open(<-chan struct{}) (uint64, error) { return 0, nil }
+func (discard) Apply(e []replication.Entry) error    { return nil }
+func (discard) Sync() error                          { return nil }
+func (discard) PrepareSnapshot() (any, error)        { return nil, nil }
+func (discard) Close() error                         { return nil }
+func (discard) SaveSnapshot(any, io.Writer, <-chan struct{}) error {
+	return nil
+}
+
+func waitLead(t testing.TB, l replication.Log) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !l.Leadership().Self {
+		if time.Now().After(deadline) {
+			t.Fatal("no leadership")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func BenchmarkPropose(b *testing.B) {
+	for _, size := range []int{1 << 10, 64 << 10, 256 << 10, 1 << 20} {
+		for _, inflight := range []int{1, 4} {
+			b.Run(fmt.Sprintf("size=%dKiB/inflight=%d", size>>10, inflight), func(b *testing.B) {
+				benchmarkPropose(b, size, inflight)
+			})
+		}
+	}
+}
+
+func benchmarkPropose(b *testing.B, size, inflight int) {
+	dir := b.TempDir()
+	if d := os.Getenv("PARLEY_BENCH_DIR"); d != "" {
+		var err error
+		if dir, err = os.MkdirTemp(d, "raft"); err != nil {
+			b.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+	}
+	h, err := NewHost(Config{Dir: dir, Listen: "127.0.0.1:0"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer h.Close()
+	l, err := h.Start(context.Background(), replication.Replica{Shard: 1, Replica: 1, Initial: map[uint64]string{1: h.Address()}}, discard{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	waitLead(b, l)
+	data := make([]byte, size)
+	rand.Read(data)
+	b.SetBytes(int64(size))
+	b.ReportAllocs()
+	b.ResetTimer()
+	pending := make([]replication.Pending, 0, inflight)
+	var worst time.Duration
+	last := time.Now()
+	for i := 0; i < b.N; i++ {
+		if len(pending) == inflight {
+			if _, err := pending[0].Wait(); err != nil {
+				b.Fatal(err)
+			}
+			pending = append(pending[:0], pending[1:]...)
+			worst = max(worst, time.Since(last))
+			last = time.Now()
+		}
+		p, err := l.Propose(data, 30*time.Second)
+		if err != nil {
+			b.Fatal(err)
+		}
+		pending = append(pending, p)
+	}
+	for _, p := range pending {
+		if _, err := p.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(worst.Milliseconds()), "worst-ms")
+	b.Logf("%v", h.Figures())
+}

@@ -1,0 +1,454 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/lni/dragonboat/v4"
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/statemachine"
+	"github.com/lni/vfs"
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/replication"
+)
+
+// Host is one NodeHost: the replicas of one broker, one directory and one
+// listener. It implements replication.Host.
+type Host struct {
+	config    Config
+	logger    zerolog.Logger
+	nh        *dragonboat.NodeHost
+	registry  *registry
+	transport *transport
+	address   string
+	lock      io.Closer // nil on a test's file system
+
+	fatalOnce sync.Once
+
+	mu       sync.Mutex
+	replicas map[uint64]*replica // by shard; nil once closed
+	starting sync.WaitGroup      // Start calls under way
+
+	campaigns *campaigns
+	cuts      *cuts
+	stop      chan struct{}
+	owned     sync.WaitGroup
+
+	dropped, unknown atomic.Uint64
+}
+
+var _ replication.Host = (*Host)(nil)
+
+// NewHost opens the directory and listens. ErrLocked, ErrAddressInUse and
+// ErrForeignDirectory tell what was in the way.
+func NewHost(c Config) (*Host, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		if c.Listener != nil {
+			_ = c.Listener.Close()
+		}
+		return nil, err
+	}
+	h := &Host{
+		config:   c,
+		logger:   c.Logger,
+		registry: newRegistry(c.Resolve),
+		replicas: make(map[uint64]*replica),
+		stop:     make(chan struct{}),
+	}
+	h.campaigns, h.cuts = newCampaigns(h), newCuts(h)
+
+	// Whatever fails from here on, undo what was done.
+	done := false
+	listener := c.Listener
+	defer func() {
+		if done {
+			return
+		}
+		if listener != nil {
+			_ = listener.Close()
+		}
+		if h.lock != nil {
+			_ = h.lock.Close()
+		}
+	}()
+	if h.lock, err = openDirectory(&c); err != nil {
+		return nil, err
+	}
+	if listener == nil {
+		if listener, err = listen(c.Listen); err != nil {
+			return nil, err
+		}
+	}
+	h.address = listener.Addr().String()
+	h.transport = newTransport(listener, &c, func(event string, err error) {
+		h.logger.Warn().Err(err).Msg(event)
+	})
+	enlist(h)
+	if h.nh, err = newNodeHost(h, &c); err != nil {
+		delist(h)
+		return nil, err
+	}
+	done = true
+	h.owned.Add(1 + cutsAtOnce)
+	go h.campaigns.run()
+	for range cutsAtOnce {
+		go h.cuts.run()
+	}
+	return h, nil
+}
+
+// openDirectory makes, locks and adopts the directory.
+func openDirectory(c *Config) (io.Closer, error) {
+	deployment := fmt.Sprintf("%020d", c.Deployment)
+	if c.FS != nil {
+		if err := c.FS.MkdirAll(c.Dir, 0o750); err != nil {
+			return nil, fmt.Errorf("make raft directory: %w", err)
+		}
+		return nil, adoptHostname(c.FS, c.Dir, deployment)
+	}
+	if err := os.MkdirAll(c.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make raft directory: %w", err)
+	}
+	lock, err := lockDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := adoptHostname(vfs.Default, c.Dir, deployment); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("listen for raft on %s: %w: stop what listens there, or choose another address", address, ErrAddressInUse)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen for raft on %s: %w", address, err)
+	}
+	return l, nil
+}
+
+func newNodeHost(h *Host, c *Config) (nh *dragonboat.NodeHost, err error) {
+	// Dragonboat panics on a damaged directory; here it can still be an error.
+	defer func() {
+		if r := recover(); r != nil {
+			nh, err = nil, fmt.Errorf("open raft directory %s: %v", c.Dir, r)
+		}
+	}()
+	nh, err = dragonboat.NewNodeHost(config.NodeHostConfig{
+		DeploymentID:        c.Deployment,
+		NodeHostDir:         c.Dir,
+		RTTMillisecond:      uint64(c.Tick / time.Millisecond),
+		RaftAddress:         h.address,
+		RaftEventListener:   listener{h},
+		MaxSendQueueSize:    c.MaxLink,
+		MaxReceiveQueueSize: c.MaxLink,
+		Expert: config.ExpertConfig{
+			TransportFactory:    h.transport,
+			NodeRegistryFactory: registryFactory{h.registry},
+			Engine:              engineConfig(),
+			LogDB:               c.logDBConfig(),
+			FS:                  c.FS,
+		},
+	})
+	switch {
+	case err == nil && nh == nil:
+		// It recovered from a panic whose value wasn't an error; the line is in the log.
+		return nil, fmt.Errorf("open raft directory %s: dragonboat gave up: see its log lines", c.Dir)
+	case err != nil && foreign(err):
+		return nil, fmt.Errorf("open raft directory %s: %w: %w", c.Dir, ErrForeignDirectory, err)
+	case err != nil:
+		return nil, fmt.Errorf("open raft directory %s: %w", c.Dir, err)
+	}
+	return nh, nil
+}
+
+// foreign tells the errors of dragonboat's directory check, which live in an
+// internal package of it.
+func foreign(err error) bool {
+	for _, text := range []string{
+		"deployment ID changed", "settings changed", "logdb type changed", "hard setting changed",
+		"incompatible LogDB data format", "not the owner", "NodeRegistryEnabled changed",
+	} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// Address is where the host listens.
+func (h *Host) Address() string { return h.address }
+
+// Start implements replication.Host. The state machine is opened first, in this
+// call: when that fails, so does Start, and nothing else is harmed.
+func (h *Host) Start(ctx context.Context, r replication.Replica, sm replication.StateMachine) (replication.Log, error) {
+	if r.Shard == 0 || r.Replica == 0 {
+		return nil, fmt.Errorf("start replica %d of log %d: ids are 1 or more", r.Replica, r.Shard)
+	}
+	p := newReplica(h, r)
+	if err := h.reserve(p); err != nil {
+		return nil, err
+	}
+	defer h.starting.Done()
+	if err := h.start(ctx, p, sm); err != nil {
+		h.release(p)
+		return nil, fmt.Errorf("start replica %d of log %d: %w", r.Replica, r.Shard, err)
+	}
+	return p, nil
+}
+
+func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachine) error {
+	halt, cancel := h.whileRunning(ctx)
+	defer cancel()
+	opened, err := sm.Open(halt)
+	if err != nil {
+		return fmt.Errorf("open state machine: %w", err)
+	}
+	r := p.Replica
+	limits := h.cuts.limits(r.Shard)
+	p.machine = newMachine(sm, opened, limits, h.fatal, func() { h.cuts.ask(p) })
+	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
+	switch {
+	case !known && opened > 0:
+		// Dragonboat would panic, and rightly: entries up to opened can't be vouched for.
+		err = fmt.Errorf("state machine is at index %d, but its Raft log is gone: ask for a fresh replica id", opened)
+	case !known && !r.Join && len(r.Initial) == 0:
+		err = errors.New("nothing is known of it here: give Initial for one of the first replicas, or Join for a later one")
+	case !known && r.Join && len(r.Initial) > 0:
+		err = errors.New("both Initial and Join are given: a first replica doesn't join")
+	default:
+		err = h.launch(halt, p, known)
+	}
+	if err != nil {
+		_ = sm.Close()
+		return err
+	}
+	p.launched = true
+	if known {
+		h.cuts.seed(p)
+	}
+	h.campaigns.ask(p)
+	return nil
+}
+
+// launch hands the replica to dragonboat. A replica that joined is told so at each
+// start, because it must start as non-voting even when it was promoted since;
+// whether it joined is in dragonboat's bootstrap record, which can only be
+// probed.
+func (h *Host) launch(halt <-chan struct{}, p *replica, known bool) error {
+	r := p.Replica
+	for id, address := range r.Initial {
+		h.registry.hint(r.Shard, id, address)
+	}
+	initial := func() map[uint64]string {
+		if known {
+			return nil // as recorded
+		}
+		targets := make(map[uint64]string, len(r.Initial))
+		for id := range r.Initial {
+			targets[id] = target(r.Shard, id)
+		}
+		return targets
+	}
+	attempt := func(join bool) error {
+		c := h.config.replicaConfig(r.Shard, r.Replica)
+		c.IsNonVoting = join
+		var members map[uint64]string
+		if !join {
+			members = initial()
+		}
+		create := func(uint64, uint64) statemachine.IOnDiskStateMachine { return p.machine }
+		return h.nh.StartOnDiskReplica(members, join, create, c)
+	}
+	join := r.Join || known && len(r.Initial) == 0
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		err := attempt(join)
+		if known && errors.Is(err, dragonboat.ErrInvalidShardSettings) {
+			known, join = false, !join // once
+			err = attempt(join)
+			if errors.Is(err, dragonboat.ErrShardAlreadyExist) {
+				known, join = true, !join
+			}
+		}
+		if !errors.Is(err, dragonboat.ErrShardAlreadyExist) {
+			return err
+		}
+		// Its last run is being unloaded.
+		select {
+		case <-poll.C:
+		case <-halt:
+			return fmt.Errorf("wait for its last run to end: %w", replication.ErrClosed)
+		}
+	}
+}
+
+// whileRunning derives a channel that closes with ctx or with the host.
+func (h *Host) whileRunning(ctx context.Context) (<-chan struct{}, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	unhook := make(chan struct{})
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		select {
+		case <-h.stop:
+			cancel()
+		case <-unhook:
+		}
+	}()
+	return ctx.Done(), func() {
+		close(unhook)
+		<-finished
+		cancel()
+	}
+}
+
+func (h *Host) reserve(p *replica) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.replicas == nil {
+		return fmt.Errorf("start replica %d of log %d: %w", p.Replica.Replica, p.Shard, replication.ErrClosed)
+	}
+	if other, ok := h.replicas[p.Shard]; ok {
+		return fmt.Errorf("start replica %d of log %d: replica %d of it runs here already: close that first",
+			p.Replica.Replica, p.Shard, other.Replica.Replica)
+	}
+	h.replicas[p.Shard] = p
+	h.starting.Add(1)
+	return nil
+}
+
+func (h *Host) release(p *replica) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.replicas[p.Shard] == p {
+		delete(h.replicas, p.Shard)
+	}
+}
+
+func (h *Host) replica(shard uint64) *replica {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.replicas[shard]
+}
+
+// Remove implements replication.Host. The id can't be used on this host again.
+func (h *Host) Remove(ctx context.Context, shard, id uint64) error {
+	if p := h.replica(shard); p != nil && p.Replica.Replica == id {
+		return fmt.Errorf("remove replica %d of log %d: it runs: close it first", id, shard)
+	}
+	ctx, cancel := withLimit(ctx)
+	defer cancel()
+	if err := h.nh.SyncRemoveData(ctx, shard, id); err != nil {
+		return fmt.Errorf("remove replica %d of log %d: %w", id, shard, sentinel(err))
+	}
+	if h.replica(shard) == nil {
+		h.registry.forget(shard)
+	}
+	return nil
+}
+
+// Close implements replication.Host.
+func (h *Host) Close() error {
+	// 1. Nothing new starts; what is being opened gives up.
+	h.mu.Lock()
+	replicas := h.replicas
+	h.replicas = nil
+	h.mu.Unlock()
+	if replicas == nil {
+		return nil
+	}
+	close(h.stop)
+	h.starting.Wait()
+	// 2. Our own goroutines.
+	h.owned.Wait()
+	// 3. The replicas, side by side, since each waits for its state machine.
+	var closing sync.WaitGroup
+	errs := make(chan error, len(replicas))
+	for _, p := range replicas {
+		if p.launched {
+			closing.Go(func() { errs <- p.Close() })
+		}
+	}
+	closing.Wait()
+	close(errs)
+	var err error
+	for e := range errs {
+		err = errors.Join(err, e)
+	}
+	// 4. Dragonboat, which closes the transport and the log store; then the lock.
+	err = errors.Join(err, closeNodeHost(h.nh))
+	delist(h)
+	if h.lock != nil {
+		err = errors.Join(err, h.lock.Close())
+	}
+	return err
+}
+
+func closeNodeHost(nh *dragonboat.NodeHost) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("close raft host: %v", r)
+		}
+	}()
+	nh.Close()
+	return nil
+}
+
+// fatal tells OnFatal, once.
+func (h *Host) fatal(err error) {
+	h.fatalOnce.Do(func() {
+		h.logger.WithLevel(zerolog.FatalLevel).Err(err).Msg("raft host can't go on")
+		if h.config.OnFatal != nil {
+			h.config.OnFatal(err)
+		}
+	})
+}
+
+// Figures reports counts, and seconds, by name.
+func (h *Host) Figures() map[string]float64 {
+	h.mu.Lock()
+	replicas, leaders := len(h.replicas), 0
+	for _, p := range h.replicas {
+		if p.Leadership().Self {
+			leaders++
+		}
+	}
+	h.mu.Unlock()
+	return map[string]float64{
+		"replicas":          float64(replicas),
+		"leaders":           float64(leaders),
+		"proposals_dropped": float64(h.dropped.Load()),
+		"proposals_unknown": float64(h.unknown.Load()),
+		"cuts":              float64(h.cuts.done.Load()),
+		"cuts_failed":       float64(h.cuts.failed.Load()),
+		"cut_seconds":       time.Duration(h.cuts.spent.Load()).Seconds(),
+	}
+}
+
+// listener receives dragonboat's leadership events, in order, on one goroutine of the
+// NodeHost.
+type listener struct{ h *Host }
+
+func (l listener) LeaderUpdated(info raftio.LeaderInfo) {
+	if p := l.h.replica(info.ShardID); p != nil && p.Replica.Replica == info.ReplicaID {
+		p.lead(info.LeaderID, info.Term)
+	}
+}

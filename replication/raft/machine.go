@@ -1,0 +1,161 @@
+package raft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/lni/dragonboat/v4/statemachine"
+
+	"github.com/parleymq/parley/replication"
+)
+
+// machine is a replication.StateMachine as dragonboat wants it. It was opened by Host.Start
+// already, so that a state machine that won't open costs its replica and not the
+// process.
+type machine struct {
+	sm      replication.StateMachine
+	opened  uint64
+	fatal   func(error)
+	cut     func() // tells the compactor that the log has grown enough
+	limits  cutLimits
+	applied atomic.Uint64
+	closed  chan struct{}
+	err     error // of Close; read after closed
+
+	entries []replication.Entry // reused by Update
+	bytes   atomic.Int64        // applied since the last cut
+	count   atomic.Uint64
+}
+
+type cutLimits struct {
+	bytes int64
+	count uint64
+}
+
+func newMachine(sm replication.StateMachine, opened uint64, limits cutLimits, fatal func(error), cut func()) *machine {
+	m := &machine{sm: sm, opened: opened, fatal: fatal, cut: cut, limits: limits, closed: make(chan struct{})}
+	m.applied.Store(opened)
+	return m
+}
+
+// Open implements statemachine.IOnDiskStateMachine.
+func (m *machine) Open(<-chan struct{}) (uint64, error) { return m.opened, nil }
+
+// Update implements statemachine.IOnDiskStateMachine.
+func (m *machine) Update(in []statemachine.Entry) ([]statemachine.Entry, error) {
+	if cap(m.entries) < len(in) {
+		m.entries = make([]replication.Entry, len(in))
+	}
+	entries := m.entries[:len(in)]
+	size := 0
+	for i := range in {
+		entries[i] = replication.Entry{Index: in[i].Index, Data: in[i].Cmd}
+		size += len(in[i].Cmd)
+	}
+	if err := m.sm.Apply(entries); err != nil {
+		err = fmt.Errorf("apply entries %d to %d: %w", in[0].Index, in[len(in)-1].Index, err)
+		m.fatal(err)
+		return nil, err
+	}
+	for i := range in {
+		in[i].Result = statemachine.Result{Value: entries[i].Result.Value, Data: entries[i].Result.Data}
+		entries[i] = replication.Entry{}
+	}
+	m.applied.Store(in[len(in)-1].Index)
+	bytes, count := m.bytes.Add(int64(size)), m.count.Add(uint64(len(in)))
+	if bytes >= m.limits.bytes || count >= m.limits.count {
+		m.cut()
+	}
+	return in, nil
+}
+
+// Lookup implements statemachine.IOnDiskStateMachine. Reads don't go through here.
+func (m *machine) Lookup(any) (any, error) {
+	return nil, errors.New("look up: a log answers no queries")
+}
+
+// Sync implements statemachine.IOnDiskStateMachine.
+func (m *machine) Sync() error {
+	if err := m.sm.Sync(); err != nil {
+		err = fmt.Errorf("sync state machine: %w", err)
+		m.fatal(err)
+		return err
+	}
+	return nil
+}
+
+// A streamed snapshot is the state machine's own bytes behind 8 bytes of the
+// index that it stands for, which dragonboat doesn't tell a state machine.
+type snapshotPoint struct {
+	index uint64
+	point any
+}
+
+// PrepareSnapshot implements statemachine.IOnDiskStateMachine.
+func (m *machine) PrepareSnapshot() (any, error) {
+	point, err := m.sm.PrepareSnapshot()
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
+	return snapshotPoint{index: m.applied.Load(), point: point}, nil
+}
+
+// SaveSnapshot implements statemachine.IOnDiskStateMachine. An error gives up this
+// one stream: the follower asks again.
+func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error {
+	p := point.(snapshotPoint)
+	var index [8]byte
+	binary.BigEndian.PutUint64(index[:], p.index)
+	_, err := w.Write(index[:])
+	if err == nil {
+		err = m.sm.SaveSnapshot(p.point, w, stop)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case stopped(stop):
+		return statemachine.ErrSnapshotStopped
+	default:
+		return statemachine.ErrSnapshotStreaming
+	}
+}
+
+// RecoverFromSnapshot implements statemachine.IOnDiskStateMachine.
+func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
+	var index [8]byte
+	_, err := io.ReadFull(r, index[:])
+	if err == nil {
+		err = m.sm.RecoverFromSnapshot(r, stop)
+	}
+	if err == nil {
+		m.applied.Store(binary.BigEndian.Uint64(index[:]))
+		m.bytes.Store(0)
+		m.count.Store(0)
+		return nil
+	}
+	if stopped(stop) {
+		return statemachine.ErrSnapshotStopped
+	}
+	err = fmt.Errorf("recover from snapshot: %w", err)
+	m.fatal(err)
+	return err
+}
+
+// Close implements statemachine.IOnDiskStateMachine.
+func (m *machine) Close() error {
+	m.err = m.sm.Close()
+	close(m.closed)
+	return nil
+}
+
+func stopped(stop <-chan struct{}) bool {
+	select {
+	case <-stop:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,365 @@
+package raft
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/raftio"
+	"github.com/lni/dragonboat/v4/raftpb"
+)
+
+// The transport carries dragonboat's messages over TCP (ADR 0013). A link is
+// one-way; whoever dials sends. It opens with a hello of 16 bytes,
+//
+//	magic "PLYR" | version u8 | kind u8 | zero u16 | deployment u64
+//
+// and goes on with frames, all integers big endian:
+//
+//	length u32 | CRC-32C of the payload u32 | payload (protobuf)
+//
+// Kind is 1 for message batches and 2 for snapshot chunks. A reader that
+// doesn't like what it sees closes the link.
+const (
+	helloMagic   = "PLYR"
+	helloVersion = 1
+	helloSize    = 16
+	headerSize   = 8
+
+	linkMessages = 1
+	linkChunks   = 2
+
+	// maxFrame is above dragonboat's own limit of 64 MiB a batch.
+	maxFrame = 72 << 20
+	// keptBuffer is the largest buffer that a link keeps between frames.
+	keptBuffer = 4 << 20
+
+	dialTimeout  = 5 * time.Second
+	helloTimeout = 5 * time.Second
+	writeTimeout = 10 * time.Second
+	closeTimeout = 10 * time.Second
+
+	// maxLinks bounds what strangers can make us hold open.
+	maxLinks = 4096
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// transport is a raftio.ITransport on a listener that exists already, so that a
+// port of the kernel's choice is known before dragonboat starts.
+type transport struct {
+	listener   net.Listener
+	dial       func(ctx context.Context, address string) (net.Conn, error)
+	deployment uint64
+	warn       func(event string, err error)
+
+	messages raftio.MessageHandler
+	chunks   raftio.ChunkHandler
+
+	mu     sync.Mutex
+	links  map[net.Conn]struct{} // nil once closed
+	owned  sync.WaitGroup        // accept loop and readers
+	closed chan struct{}
+}
+
+func newTransport(l net.Listener, c *Config, warn func(string, error)) *transport {
+	return &transport{
+		listener:   l,
+		dial:       c.Dial,
+		deployment: c.Deployment,
+		warn:       warn,
+		links:      make(map[net.Conn]struct{}),
+		closed:     make(chan struct{}),
+	}
+}
+
+// Create and Validate implement config.TransportFactory.
+func (t *transport) Create(_ config.NodeHostConfig, m raftio.MessageHandler, c raftio.ChunkHandler) raftio.ITransport {
+	t.messages, t.chunks = m, c
+	return t
+}
+
+func (t *transport) Validate(string) bool { return true }
+
+func (t *transport) Name() string { return "parley-tcp" }
+
+// Start implements raftio.ITransport.
+func (t *transport) Start() error {
+	t.owned.Add(1)
+	go t.accept()
+	return nil
+}
+
+// Close implements raftio.ITransport. Links that were dialled are closed by
+// dragonboat.
+func (t *transport) Close() error {
+	t.mu.Lock()
+	links := t.links
+	t.links = nil
+	t.mu.Unlock()
+	if links == nil {
+		return nil
+	}
+	close(t.closed)
+	err := t.listener.Close()
+	for c := range links {
+		_ = c.Close()
+	}
+	t.owned.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (t *transport) accept() {
+	defer t.owned.Done()
+	var backoff time.Duration
+	for {
+		conn, err := t.listener.Accept()
+		if err != nil {
+			select {
+			case <-t.closed:
+				return
+			default:
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, most likely: it passes.
+			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+			t.warn("raft listener could not accept a link", err)
+			select {
+			case <-t.closed:
+				return
+			case <-time.After(backoff):
+			}
+			continue
+		}
+		backoff = 0
+		t.mu.Lock()
+		full := t.links == nil || len(t.links) >= maxLinks
+		if !full {
+			t.links[conn] = struct{}{}
+			t.owned.Add(1)
+		}
+		t.mu.Unlock()
+		if full {
+			_ = conn.Close()
+			continue
+		}
+		go t.serve(conn)
+	}
+}
+
+func (t *transport) serve(conn net.Conn) {
+	defer t.owned.Done()
+	err := t.read(conn)
+	t.mu.Lock()
+	delete(t.links, conn)
+	t.mu.Unlock()
+	_ = conn.Close()
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		t.warn("raft link from "+conn.RemoteAddr().String()+" ended", err)
+	}
+}
+
+func (t *transport) read(conn net.Conn) error {
+	r := bufio.NewReaderSize(conn, 64<<10)
+	if err := conn.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return err
+	}
+	var hello [helloSize]byte
+	if _, err := io.ReadFull(r, hello[:]); err != nil {
+		return err
+	}
+	kind, err := checkHello(hello[:], t.deployment)
+	if err != nil {
+		return err
+	}
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	var buf []byte
+	for {
+		if buf, err = readFrame(r, buf); err != nil {
+			return err
+		}
+		switch kind {
+		case linkMessages:
+			var batch raftpb.MessageBatch
+			if err := batch.Unmarshal(buf); err != nil {
+				return fmt.Errorf("decode message batch: %w", err)
+			}
+			t.messages(batch)
+		case linkChunks:
+			var chunk raftpb.Chunk
+			if err := chunk.Unmarshal(buf); err != nil {
+				return fmt.Errorf("decode snapshot chunk: %w", err)
+			}
+			if !t.chunks(chunk) {
+				return fmt.Errorf("snapshot chunk %d of log %d was refused", chunk.ChunkId, chunk.ShardID)
+			}
+		}
+		if cap(buf) > keptBuffer {
+			buf = nil
+		}
+	}
+}
+
+func appendHello(b []byte, kind byte, deployment uint64) []byte {
+	b = append(b, helloMagic...)
+	b = append(b, helloVersion, kind, 0, 0)
+	return binary.BigEndian.AppendUint64(b, deployment)
+}
+
+func checkHello(b []byte, deployment uint64) (kind byte, err error) {
+	if string(b[:4]) != helloMagic {
+		return 0, errors.New("not a raft link: it doesn't start as one")
+	}
+	if b[4] != helloVersion {
+		return 0, fmt.Errorf("raft link of version %d: %d is spoken here", b[4], helloVersion)
+	}
+	if got := binary.BigEndian.Uint64(b[8:]); got != deployment {
+		return 0, fmt.Errorf("raft link of deployment %d: this is deployment %d", got, deployment)
+	}
+	if b[5] != linkMessages && b[5] != linkChunks {
+		return 0, fmt.Errorf("raft link of unknown kind %d", b[5])
+	}
+	return b[5], nil
+}
+
+// readFrame reads one payload into buf, or into a larger one that grows as
+// the bytes arrive: a length alone doesn't take memory.
+func readFrame(r io.Reader, buf []byte) ([]byte, error) {
+	var header [headerSize]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return nil, err
+	}
+	size := int(binary.BigEndian.Uint32(header[:]))
+	if size == 0 || size > maxFrame {
+		return nil, fmt.Errorf("frame of %d bytes: 1 to %d are allowed", size, maxFrame)
+	}
+	buf = buf[:0]
+	for len(buf) < size {
+		n := min(size-len(buf), max(len(buf), 256<<10))
+		if cap(buf)-len(buf) < n {
+			bigger := make([]byte, len(buf), len(buf)+n)
+			copy(bigger, buf)
+			buf = bigger
+		}
+		part := buf[len(buf) : len(buf)+n]
+		if _, err := io.ReadFull(r, part); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+		buf = buf[:len(buf)+n]
+	}
+	if sum := crc32.Checksum(buf, castagnoli); sum != binary.BigEndian.Uint32(header[4:]) {
+		return nil, fmt.Errorf("frame of %d bytes has a wrong checksum", size)
+	}
+	return buf, nil
+}
+
+// GetConnection implements raftio.ITransport.
+func (t *transport) GetConnection(ctx context.Context, address string) (raftio.IConnection, error) {
+	return t.open(ctx, address, linkMessages)
+}
+
+// GetSnapshotConnection implements raftio.ITransport.
+func (t *transport) GetSnapshotConnection(ctx context.Context, address string) (raftio.ISnapshotConnection, error) {
+	l, err := t.open(ctx, address, linkChunks)
+	if err != nil {
+		return nil, err
+	}
+	return chunkLink{l}, nil
+}
+
+func (t *transport) open(ctx context.Context, address string, kind byte) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := t.dial(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("dial raft peer %s: %w", address, err)
+	}
+	l := &link{conn: conn}
+	if err := l.write(appendHello(nil, kind, t.deployment)); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("greet raft peer %s: %w", address, err)
+	}
+	return l, nil
+}
+
+// link is the sending end. Dragonboat uses it from one goroutine.
+type link struct {
+	conn net.Conn
+	buf  []byte
+}
+
+func (l *link) Close() { _ = l.conn.Close() }
+
+// SendMessageBatch implements raftio.IConnection.
+func (l *link) SendMessageBatch(b raftpb.MessageBatch) error {
+	return l.send(b.SizeUpperLimit(), b.MarshalTo)
+}
+
+func (l *link) send(limit int, marshal func([]byte) (int, error)) error {
+	if cap(l.buf) < headerSize+limit {
+		l.buf = make([]byte, headerSize+limit)
+	}
+	buf := l.buf[:headerSize+limit]
+	n, err := marshal(buf[headerSize:])
+	if err != nil {
+		return fmt.Errorf("encode raft frame: %w", err)
+	}
+	if n > maxFrame {
+		return fmt.Errorf("send raft frame of %d bytes: up to %d are allowed", n, maxFrame)
+	}
+	binary.BigEndian.PutUint32(buf, uint32(n))
+	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(buf[headerSize:headerSize+n], castagnoli))
+	err = l.write(buf[:headerSize+n])
+	if cap(l.buf) > keptBuffer {
+		l.buf = nil
+	}
+	return err
+}
+
+func (l *link) write(b []byte) error {
+	// A deadline a megabyte: a slow link is not a dead one.
+	for len(b) > 0 {
+		n := min(len(b), 1<<20)
+		if err := l.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return err
+		}
+		if _, err := l.conn.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+type chunkLink struct{ *link }
+
+// SendChunk implements raftio.ISnapshotConnection.
+func (l chunkLink) SendChunk(c raftpb.Chunk) error { return l.send(c.Size(), c.MarshalTo) }
+
+// Close waits until the other side has taken every chunk, or refused one: it
+// closes then. Otherwise dragonboat would count a snapshot as sent that sits in a buffer.
+func (l chunkLink) Close() {
+	if h, ok := l.conn.(interface{ CloseWrite() error }); ok && h.CloseWrite() == nil {
+		_ = l.conn.SetReadDeadline(time.Now().Add(closeTimeout))
+		_, _ = io.Copy(io.Discard, l.conn)
+	}
+	_ = l.conn.Close()
+}
