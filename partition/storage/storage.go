@@ -27,6 +27,17 @@ func (id LogID) String() string {
 	return fmt.Sprintf("t%d-p%d-r%d", id.Topic, id.Partition, id.Replica)
 }
 
+// Less orders ids by topic, partition and replica.
+func (id LogID) Less(o LogID) bool {
+	if id.Topic != o.Topic {
+		return id.Topic < o.Topic
+	}
+	if id.Partition != o.Partition {
+		return id.Partition < o.Partition
+	}
+	return id.Replica < o.Replica
+}
+
 // A Chunk is what one replicated entry stored: record batches with adjoining
 // offsets. Meta is small, opaque to the store, and kept with the chunk.
 type Chunk struct {
@@ -62,13 +73,20 @@ type Store interface {
 	// Append stores chunks and index entries, all or nothing. They are visible
 	// to readers on return and durable after the next Engine.Sync. The first
 	// chunk's Base must be Next(). The store copies what it keeps.
+	//
+	// An engine may have to split a very large call. It does so between chunks
+	// only; the index entries then come with or before the last chunk, Next
+	// moves once, at the end, and readers see nothing before that. After an error other
+	// than ErrGap and ErrTooLarge the store takes no more appends: open it anew.
 	Append(chunks []Chunk, index []IndexEntry) error
 
 	// Read calls visit with the chunk that holds offset and those after it, in
 	// order, until visit returns false or the end is reached. The slices of a
 	// chunk are valid during the call only; the caller verifies the batches' CRCs, the
 	// store verifies everything else of a chunk (ErrCorrupt names the offset).
-	// An offset below the first stored chunk starts at that chunk.
+	// An offset below the first stored chunk starts at that chunk. What is
+	// visible is what Next() said when the call began. Visit must not call the
+	// store's Append, Trim, Reset or Close.
 	Read(offset int64, visit func(Chunk) bool) error
 
 	// Next is one above the newest stored offset.
@@ -89,7 +107,7 @@ type Store interface {
 	// Reset drops everything; the next chunk's Base will be next.
 	Reset(next int64) error
 
-	// Bytes is the size of the stored chunks, as appended.
+	// Bytes is the size of the stored chunks as appended, Data and Meta.
 	Bytes() int64
 
 	// Close releases the store, not the data.
@@ -100,13 +118,15 @@ type Store interface {
 type Engine interface {
 	// Open opens or creates a log, drops every chunk above m.Next and verifies that the
 	// chunks' ranges adjoin from m.Start up to m.Next. It returns a *HoleError
-	// where they don't; nothing is deleted then.
+	// where they don't; nothing is deleted then. Index pairs are not dropped: those of
+	// entries above the checkpoint stay until the entries are applied again.
 	Open(id LogID, m Mark) (Store, error)
 
 	// Logs lists the logs that hold data.
 	Logs() ([]LogID, error)
 
-	// Drop deletes a closed log's data.
+	// Drop deletes a closed log's data, in steps that let others write between
+	// them. Dropping what isn't there is no error.
 	Drop(id LogID) error
 
 	// Sync makes durable everything whose Append returned before the call. An error
@@ -128,6 +148,17 @@ var ErrCorrupt = errors.New("stored data is damaged")
 
 // ErrUnknownEngine: no engine of that name was registered.
 var ErrUnknownEngine = errors.New("unknown storage engine")
+
+// ErrInUse: another engine, in this process or another one, holds the
+// directory; or the log is open already.
+var ErrInUse = errors.New("in use")
+
+// ErrFormat: the directory was written by something else, or by a version that
+// this one does not read.
+var ErrFormat = errors.New("foreign format")
+
+// ErrClosed: the store or the engine was closed.
+var ErrClosed = errors.New("store is closed")
 
 // HoleError says which offsets a log should hold and doesn't.
 type HoleError struct {

@@ -1,0 +1,98 @@
+//go:build linux || darwin
+
+package storage
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultSpaceEvery is how often free space is looked at by default.
+const DefaultSpaceEvery = time.Second
+
+// A Space watches the free space of the file system that holds a directory.
+// Below the floor it is Full, until a quarter of the floor more is free again:
+// engines and replicated logs break badly on a full disk (a write through a
+// memory map raises SIGBUS), so publishes are refused while there is still room.
+type Space struct {
+	dir   string
+	floor uint64
+	every time.Duration
+	look  func(dir string) (free, total uint64, err error)
+	free  atomic.Uint64
+	total atomic.Uint64
+	full  atomic.Bool
+}
+
+// NewSpace looks once and fails if it can't. Run keeps looking.
+func NewSpace(dir string, floorBytes int64, every time.Duration) (*Space, error) {
+	return newSpace(dir, floorBytes, every, statfs)
+}
+
+// NewSpaceFunc is NewSpace with another way to look, for tests: look returns
+// the bytes that are free and those there are.
+func NewSpaceFunc(dir string, floorBytes int64, every time.Duration, look func(dir string) (free, total uint64, err error)) (*Space, error) {
+	return newSpace(dir, floorBytes, every, look)
+}
+
+func newSpace(dir string, floorBytes int64, every time.Duration, look func(string) (uint64, uint64, error)) (*Space, error) {
+	if every <= 0 {
+		every = DefaultSpaceEvery
+	}
+	s := &Space{dir: dir, floor: uint64(max(floorBytes, 0)), every: every, look: look}
+	if err := s.Look(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Run looks every so often until ctx ends. A look that fails changes nothing:
+// a file system that can't be asked is reported by those who write to it.
+func (s *Space) Run(ctx context.Context) {
+	t := time.NewTicker(s.every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			_ = s.Look()
+		}
+	}
+}
+
+// Look asks the file system now.
+func (s *Space) Look() error {
+	free, total, err := s.look(s.dir)
+	if err != nil {
+		return fmt.Errorf("ask for free space of %s: %w", s.dir, err)
+	}
+	s.free.Store(free)
+	s.total.Store(total)
+	if s.full.Load() {
+		s.full.Store(free < s.floor+s.floor/4)
+	} else {
+		s.full.Store(free < s.floor)
+	}
+	return nil
+}
+
+// Full tells whether publishes must be refused.
+func (s *Space) Full() bool { return s.full.Load() }
+
+// Free is how many bytes were free at the last look, Total how many there are.
+func (s *Space) Free() int64  { return int64(s.free.Load()) }
+func (s *Space) Total() int64 { return int64(s.total.Load()) }
+
+func statfs(dir string) (free, total uint64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0, err
+	}
+	size := uint64(st.Bsize)
+	return st.Bavail * size, st.Blocks * size, nil
+}
