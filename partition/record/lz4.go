@@ -182,19 +182,18 @@ func lz4Decompress(buf, src []byte, limit int) ([]byte, error) {
 			return nil, err
 		}
 		if data == nil {
+			if at != total {
+				return nil, damaged(LZ4, "frame expands to %d bytes, its blocks say %d", at, total)
+			}
 			return out, nil
 		}
 		if stored {
 			at += copy(out[at:], data)
 			continue
 		}
-		n, err := lz4BlockLen(data, f.maxBlock)
+		n, err := lz4.UncompressBlock(data, out[at:]) // the first pass saw that it fits
 		if err != nil {
-			return nil, err
-		}
-		got, err := lz4.UncompressBlock(data, out[at:at+n:at+n])
-		if err != nil || got != n {
-			return nil, damaged(LZ4, "block of %d bytes expands to %d, not %d: %v", len(data), got, n, err)
+			return nil, damaged(LZ4, "block of %d bytes: %v", len(data), err)
 		}
 		at += n
 	}
@@ -203,7 +202,7 @@ func lz4Decompress(buf, src []byte, limit int) ([]byte, error) {
 // lz4BlockLen returns the size that a block expands to, by walking its
 // sequences: a block doesn't say.
 func lz4BlockLen(src []byte, limit int) (int, error) {
-	size := 0 // at most limit + 255·len(src)… checked after each step, limit is at most 4 MiB
+	size := 0 // compared with limit, 4 MiB or less, after each step: never overflows
 	i := 0
 	length := func(n int) (int, bool) {
 		if n != 15 {

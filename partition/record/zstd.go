@@ -1,7 +1,7 @@
 package record
 
 import (
-	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -74,8 +74,10 @@ func zstdDecompress(buf, src []byte, limit int) ([]byte, error) {
 	defer zstdDecoders.Put(d)
 	out, err := d.DecodeAll(src, sized(buf, bound+zstdOverAlloc)[:0])
 	switch {
-	case errors.Is(err, zstd.ErrDecoderSizeExceeded) || err == nil && len(out) > limit:
-		return nil, tooLargeDecompressed(Zstd, uint64(max(len(out), limit)), limit)
+	case err == nil && len(out) > limit, err != nil && bound == limit && len(out) > limit-zstdMaxBlock:
+		// Out of room within the last block that could fit. The decoder has several
+		// errors for that, some shared with damage.
+		return nil, fmt.Errorf("%w: %s records, at most %d bytes are allowed", ErrDecompressedTooLarge, Zstd, limit)
 	case err != nil:
 		return nil, damaged(Zstd, "%v", err)
 	}
@@ -109,9 +111,12 @@ func zstdBound(src []byte, limit int) (int, error) {
 		if h.HasFCS && h.FrameContentSize > uint64(limit-total) {
 			return 0, tooLargeDecompressed(Zstd, uint64(total)+h.FrameContentSize, limit)
 		}
-		blocks, rest, err := zstdBlocks(src)
+		least, most, rest, err := zstdBlocks(src)
 		if err != nil {
 			return 0, err
+		}
+		if least > uint64(limit-total) {
+			return 0, tooLargeDecompressed(Zstd, uint64(total)+least, limit)
 		}
 		src = rest
 		if h.HasCheckSum {
@@ -122,9 +127,9 @@ func zstdBound(src []byte, limit int) (int, error) {
 		}
 		switch {
 		case !h.HasFCS:
-			total += int(min(blocks, uint64(limit-total)))
-		case h.FrameContentSize > blocks:
-			return 0, damaged(Zstd, "frame claims %d bytes, its blocks hold at most %d", h.FrameContentSize, blocks)
+			total += int(min(most, uint64(limit-total)))
+		case h.FrameContentSize < least || h.FrameContentSize > most:
+			return 0, damaged(Zstd, "frame claims %d bytes, its blocks hold %d to %d", h.FrameContentSize, least, most)
 		default:
 			total += int(h.FrameContentSize)
 		}
@@ -132,37 +137,39 @@ func zstdBound(src []byte, limit int) (int, error) {
 	return total, nil
 }
 
-// zstdBlocks walks the blocks of a frame and returns how many bytes they can
-// expand to.
-func zstdBlocks(src []byte) (bound uint64, rest []byte, err error) {
+// zstdBlocks walks the blocks of a frame and returns how many bytes they expand to,
+// at least and at most: only a compressed block doesn't say.
+func zstdBlocks(src []byte) (least, most uint64, rest []byte, err error) {
 	for {
 		if len(src) < 3 {
-			return 0, nil, damaged(Zstd, "frame cut short")
+			return 0, 0, nil, damaged(Zstd, "frame cut short")
 		}
 		head := uint32(src[0]) | uint32(src[1])<<8 | uint32(src[2])<<16
 		src = src[3:]
 		last, size := head&1 != 0, int(head>>3)
 		if size > zstdMaxBlock {
-			return 0, nil, damaged(Zstd, "block of %d bytes, at most %d are allowed", size, zstdMaxBlock)
+			return 0, 0, nil, damaged(Zstd, "block of %d bytes, at most %d are allowed", size, zstdMaxBlock)
 		}
 		stored := size
 		switch head >> 1 & 3 {
 		case 0: // raw
-			bound += uint64(size)
+			least += uint64(size)
+			most += uint64(size)
 		case 1: // one byte, repeated
-			bound += uint64(size)
+			least += uint64(size)
+			most += uint64(size)
 			stored = 1
 		case 2: // compressed
-			bound += zstdMaxBlock
+			most += zstdMaxBlock
 		default:
-			return 0, nil, damaged(Zstd, "block of the reserved type")
+			return 0, 0, nil, damaged(Zstd, "block of the reserved type")
 		}
 		if stored > len(src) {
-			return 0, nil, damaged(Zstd, "block of %d bytes, %d are left", stored, len(src))
+			return 0, 0, nil, damaged(Zstd, "block of %d bytes, %d are left", stored, len(src))
 		}
 		src = src[stored:]
 		if last {
-			return bound, src, nil
+			return least, most, src, nil
 		}
 	}
 }

@@ -1,0 +1,8 @@
+//go:build !race
+
+package record
+
+const (
+	raceOn    = false
+	raceSlack = 0
+)
