@@ -82,6 +82,19 @@ the context chosen with "parley context use".`,
 	flags.StringVar(&a.context, "context", "", "`name` of saved settings, see parley context")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputTable, outputJSON}, cobra.ShellCompDirectiveNoFileComp))
 
+	root.AddGroup(
+		&cobra.Group{ID: "data", Title: "Records:"},
+		&cobra.Group{ID: "admin", Title: "Cluster:"},
+		&cobra.Group{ID: "measure", Title: "Try and measure:"},
+	)
+	group := func(id string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	group("data", a.topicCommand())
+	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
 	root.AddCommand(a.contextCommand(), a.versionCommand())
 	return root
 }

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parleymq/parley/client"
+	"github.com/parleymq/parley/client/wire"
+)
+
+func (a *app) brokerCommand() *cobra.Command {
+	parent := &cobra.Command{
+		Use: "broker", Short: "Lists and describes brokers", Example: "  parley broker list", RunE: needsSubcommand,
+	}
+	parent.AddCommand(
+		&cobra.Command{
+			Use: "list", Short: "Lists brokers", Args: cobra.NoArgs, Example: "  parley broker list -o json",
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+					brokers, err := c.Brokers(ctx)
+					if err != nil {
+						return err
+					}
+					if !a.json() {
+						return a.printBrokers(brokers)
+					}
+					for _, b := range brokers {
+						if err := a.printJSON(b); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			},
+		},
+		&cobra.Command{
+			Use: "describe NAME", Short: "Describes one broker", Args: exactly(1, "NAME"), Example: "  parley broker describe b1",
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+					brokers, err := c.Brokers(ctx)
+					if err != nil {
+						return err
+					}
+					names := make([]string, len(brokers))
+					for i, b := range brokers {
+						names[i] = b.Name
+						if b.Name != args[0] {
+							continue
+						}
+						if a.json() {
+							return a.printJSON(b)
+						}
+						t := newTable()
+						t.row(str("name"), str(b.Name))
+						t.row(str("id"), str(b.ID))
+						t.row(str("state"), brokerState(b.State))
+						t.row(str("version"), str(b.Version))
+						t.row(str("address"), str(b.Address))
+						t.row(str("rack"), str(b.Rack))
+						t.row(str("weight"), str(fmt.Sprint(b.Weight)))
+						t.row(str("replicas"), str(fmt.Sprint(b.Replicas)))
+						t.row(str("leaders"), str(fmt.Sprint(b.Leaders)))
+						return a.printTable(t)
+					}
+					return &wire.Error{Code: 404, Reason: "broker_not_found",
+						Description: fmt.Sprintf("there is no broker %q; there are %s", args[0], strings.Join(names, ", "))}
+				})
+			},
+		},
+	)
+	return parent
+}
+
+func brokerState(state string) cell {
+	switch state {
+	case "active":
+		return styled(state, green)
+	case "dead":
+		return styled(state, red)
+	}
+	return styled(state, yellow)
+}
+
+func (a *app) printBrokers(brokers []client.BrokerDescription) error {
+	t := newTable("NAME", "STATE", "ADDRESS", "RACK", "WEIGHT", "REPLICAS", "LEADERS", "VERSION", "ID")
+	for _, b := range brokers {
+		t.row(str(b.Name), brokerState(b.State), str(b.Address), str(b.Rack), num(b.Weight), num(b.Replicas), num(b.Leaders), str(b.Version), str(b.ID))
+	}
+	return a.printTable(t)
+}
+
+func (a *app) clusterCommand() *cobra.Command {
+	parent := &cobra.Command{
+		Use: "cluster", Short: "The cluster at a glance, and what is wrong with it",
+		Example: "  parley cluster status\n  parley cluster health", RunE: needsSubcommand,
+	}
+	parent.AddCommand(
+		&cobra.Command{
+			Use: "status", Short: "The cluster at a glance", Args: cobra.NoArgs, Example: "  parley cluster status -o json",
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+					s, err := c.Status(ctx)
+					if err != nil {
+						return err
+					}
+					if a.json() {
+						return a.printJSON(s)
+					}
+					fmt.Fprintf(a.stdout, "cluster           %s\nepoch             %d\ncouncil           %s\ntopics            %d\npartitions        %d\nleaderless        %d\nunder-replicated  %d\n\n",
+						s.ClusterID, s.Epoch, strings.Join(s.Council, ", "), s.Topics, s.Partitions, s.Leaderless, s.UnderReplicated)
+					return a.printBrokers(s.Brokers)
+				})
+			},
+		},
+		&cobra.Command{
+			Use: "health", Short: "Exit 0 when every partition has its leader and all its replicas in sync", Args: cobra.NoArgs,
+			Example: "  parley cluster health || page-someone",
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+					h, err := c.Health(ctx)
+					if err != nil {
+						return err
+					}
+					if h.Problems == nil {
+						h.Problems = []string{}
+					}
+					if a.json() {
+						err = a.printJSON(h)
+					} else {
+						err = a.printHealth(h)
+					}
+					if err == nil && !h.Healthy {
+						err = errReported
+					}
+					return err
+				})
+			},
+		},
+	)
+	return parent
+}
+
+func (a *app) printHealth(h client.ClusterHealth) error {
+	t := newTable()
+	if h.Healthy {
+		t.row(styled("healthy", green))
+	} else {
+		t.row(styled("not healthy", red))
+	}
+	for _, p := range h.Problems {
+		t.row(styled("problem: "+p, red))
+	}
+	for _, w := range h.Warnings {
+		t.row(styled("warning: "+w, yellow))
+	}
+	return a.printTable(t)
+}
