@@ -42,6 +42,7 @@ type Waker interface {
 type Burst struct {
 	id      uint64
 	touched []Waker
+	room    <-chan struct{}
 }
 
 // ID is unique among all bursts of the process and never 0. A sink that sees
@@ -50,3 +51,11 @@ func (b *Burst) ID() uint64 { return b.id }
 
 // Touch has w woken at the end of the burst.
 func (b *Burst) Touch(w Waker) { b.touched = append(b.touched, w) }
+
+// Congested tells the publisher that a sink is far behind: room is closed once
+// it has caught up. The publisher may wait for that, for a while.
+func (b *Burst) Congested(room <-chan struct{}) {
+	if b.room == nil {
+		b.room = room
+	}
+}

@@ -66,10 +66,16 @@ func (p *Publisher) Route(m *Message, from Sink) (delivered int) {
 	return delivered
 }
 
+// Burst is the current one, for what a publisher delivers besides messages.
+func (p *Publisher) Burst() *Burst { return &p.burst }
+
 // Flush ends the burst: everybody who was touched since the last Flush is woken.
-func (p *Publisher) Flush() {
+// When one of them is far behind, Flush returns a channel that is closed once it
+// has caught up; a publisher that has a source to hold back waits for it, for a
+// bounded time. Otherwise it returns nil.
+func (p *Publisher) Flush() (congested <-chan struct{}) {
 	if len(p.burst.touched) == 0 {
-		return
+		return nil
 	}
 	for i, w := range p.burst.touched {
 		w.Wake()
@@ -77,6 +83,40 @@ func (p *Publisher) Flush() {
 	}
 	p.burst.touched = p.burst.touched[:0]
 	p.burst.id = nextBurst()
+	congested, p.burst.room = p.burst.room, nil
+	return congested
+}
+
+// Send delivers m to one subscription, as part of the burst.
+func (p *Publisher) Send(s *Subscription, m *Message) bool {
+	m.burst = &p.burst
+	taken := s.Live() && s.Sink.Deliver(s, m)
+	m.burst = nil
+	return taken
+}
+
+// Find returns a live subscription of sink that takes in the subject, or nil.
+func (p *Publisher) Find(subject []byte, sink Sink) *Subscription {
+	r := p.router
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	p.nodes = r.trie.match(subject, p.nodes[:0])
+	defer clear(p.nodes)
+	for _, n := range p.nodes {
+		for _, s := range n.value.plain {
+			if s.Sink == sink {
+				return s
+			}
+		}
+		for _, g := range n.value.groups {
+			for _, s := range g.members {
+				if s.Sink == sink {
+					return s
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // Forget drops the cache and all spare memory, for a publisher that has gone

@@ -41,6 +41,11 @@ type Client struct {
 	Remote   string
 	Name     string
 	User     string
+
+	// Stalled is called by the session, from within Publish, before it waits:
+	// the front end then sends what it would have gathered until the end of the
+	// read. It may be nil.
+	Stalled func()
 }
 
 // Info of a broker.

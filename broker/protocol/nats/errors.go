@@ -1,0 +1,41 @@
+package nats
+
+// protocolError is sent to the client as -ERR 'text'. Clients know the texts by
+// heart and match them by prefix, without case.
+type protocolError struct {
+	text string
+	kind errorKind
+}
+
+func (e *protocolError) Error() string { return e.text }
+
+// errorKind decides which counter a lost connection goes to.
+type errorKind uint8
+
+const (
+	kindParse errorKind = iota
+	kindAuth
+	kindLimit
+	kindStale
+)
+
+// Errors that end the connection.
+var (
+	errUnknownOperation = &protocolError{"Unknown Protocol Operation", kindParse}
+	errControlLine      = &protocolError{"maximum control line exceeded", kindParse}
+	errMaxPayload       = &protocolError{"Maximum Payload Violation", kindParse}
+	errAuthorization    = &protocolError{"Authorization Violation", kindAuth}
+	errAuthTimeout      = &protocolError{"Authentication Timeout", kindAuth}
+	errTLSRequired      = &protocolError{"Secure Connection - TLS Required", kindAuth}
+	errStale            = &protocolError{"Stale Connection", kindStale}
+	errMaxConnections   = &protocolError{"maximum connections exceeded", kindLimit}
+	errClientProtocol   = &protocolError{"invalid client protocol", kindParse}
+	errNoResponders     = &protocolError{"no responders requires headers support", kindParse}
+)
+
+// Errors that the connection survives.
+const (
+	textMaxSubscriptions = "maximum subscriptions exceeded"
+	textInvalidSubject   = "Invalid Subject"
+	textInvalidPublish   = "Invalid Publish Subject"
+)
