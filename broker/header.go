@@ -135,8 +135,8 @@ func foldEqual(b []byte, s string) bool {
 	return true
 }
 
-// number parses a decimal number without a sign, of at most 18 digits.
-func number(b []byte) (int64, bool) {
+// number64 parses a decimal number without a sign, of at most 18 digits.
+func number64(b []byte) (int64, bool) {
 	if len(b) == 0 || len(b) > 18 {
 		return 0, false
 	}

@@ -1,0 +1,560 @@
+// Package broker is one Parley broker: it holds a data directory, runs the
+// partitions that the newest epoch gives it, and connects them to the front
+// ends that clients speak to.
+//
+//	broker.go     Start and Close, in numbered steps
+//	config.go     Config, its defaults and checks; parts.go the default parts
+//	datadir.go    lock of the data directory; identity.go whose it is
+//	carry.go      bringing partitions in line with an epoch
+//	topics.go     where subjects and names lead, as one epoch has it
+//	session.go    publishing; header.go what headers mean; ack.go the answers
+//	fetch.go      reading; request.go the API's requests
+//	readiness.go  when the broker serves
+//	metrics.go    what /metrics tells
+//
+// A broker is embedded by calling Start with a Config; the daemon does nothing
+// else.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/parleymq/parley/broker/admin"
+	"github.com/parleymq/parley/broker/api"
+	"github.com/parleymq/parley/broker/interest"
+	"github.com/parleymq/parley/broker/protocol"
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// ErrStopped: the broker has stopped.
+var ErrStopped = errors.New("broker has stopped")
+
+// tailShare is the part of the memory limit that recent records may take.
+const (
+	tailShare   = 8
+	tailDefault = 512 << 20
+)
+
+// Broker is a running broker.
+type Broker struct {
+	c       Config
+	started time.Time
+	dir     *dataDir
+	id      identity
+
+	epochs      *epoch.Solo
+	host        replication.Host
+	engine      storage.Engine
+	checkpoints *storage.Checkpointer
+	space       *storage.Space
+	tails       *partition.TailBudget
+	router      *interest.Router
+	routes      atomic.Pointer[routes]
+	replicas    atomic.Pointer[map[uint64]string] // replica id -> Raft address
+	carrier     *carrier
+	acks        *acker
+	api         *api.Handlers
+	metrics     *metrics
+	ready       *readiness
+
+	fronts     []front
+	httpServer *http.Server
+	addresses  Addresses
+
+	ctx         context.Context // ends when sessions are to end
+	cancel      context.CancelFunc
+	wg          sync.WaitGroup // API requests
+	background  sync.WaitGroup // checkpoints, space, readiness
+	bgCtx       context.Context
+	bgCancel    context.CancelFunc
+	serving     sync.WaitGroup
+	serveCtx    context.Context
+	serveCancel context.CancelFunc
+	carrying    sync.WaitGroup
+	carryCtx    context.Context
+	carryCancel context.CancelFunc
+
+	turns       atomic.Uint32
+	fetches     atomic.Int32
+	fetchRoom   chan struct{}
+	requestRoom chan struct{}
+
+	infoMu   sync.Mutex
+	changed  chan struct{}
+	lameDuck bool
+
+	stopping  atomic.Bool
+	closeOnce sync.Once
+	closed    chan struct{} // Close's work is done
+	done      chan struct{}
+	closeErr  error
+	failOnce  sync.Once
+	failed    atomic.Pointer[error]
+}
+
+// front is a front end and its open listener.
+type front struct {
+	protocol protocol.Frontend
+	listener net.Listener
+}
+
+// Addresses that a broker listens on, host:port.
+type Addresses struct {
+	Clients  string   // of the first front end
+	Fronts   []string // of each front end
+	HTTP     string   // "" when it is off
+	Raft     string
+	Peer     string // as configured: nothing listens there yet
+	DataPath string
+}
+
+// Start starts a broker. It returns once the listeners are open and clients are
+// served; partitions may still be opening: see Ready. ctx bounds the start
+// alone. What fails, fails here, with nothing left behind.
+func Start(ctx context.Context, c Config) (b *Broker, err error) {
+	c, err = c.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("configure broker: %w", err)
+	}
+	b = &Broker{
+		c: c, started: time.Now(), router: interest.NewRouter(), ready: newReadiness(),
+		fetchRoom: make(chan struct{}, c.Limits.FetchReplies), requestRoom: make(chan struct{}, c.Limits.Requests),
+		changed: make(chan struct{}), closed: make(chan struct{}), done: make(chan struct{}),
+		tails: &partition.TailBudget{Limit: tailDefault},
+	}
+	if c.MemoryLimit > 0 {
+		b.tails.Limit = min(tailDefault, c.MemoryLimit/tailShare)
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.bgCtx, b.bgCancel = context.WithCancel(context.Background())
+	b.serveCtx, b.serveCancel = context.WithCancel(context.Background())
+	b.carryCtx, b.carryCancel = context.WithCancel(context.Background())
+	b.metrics = newMetrics(b)
+	b.acks = &acker{router: b.router, since: b.started, metrics: b.metrics}
+	b.api = &api.Handlers{
+		Runtime: runtime{b}, Version: Version, Clock: c.Clock, MaxRecord: c.MaxRecord, Logger: c.Logger,
+	}
+	b.carrier = newCarrier(b)
+	if err := b.start(ctx); err != nil {
+		b.stopping.Store(true)
+		return nil, errors.Join(err, b.shut(context.Background()))
+	}
+	return b, nil
+}
+
+func (b *Broker) start(ctx context.Context) (err error) {
+	c := &b.c
+	// 1. The data directory: nobody else has it, and it is ours.
+	if b.dir, err = openDataDir(c.DataDir); err != nil {
+		return err
+	}
+	if b.id, err = loadIdentity(b.dir.path); err != nil {
+		return err
+	}
+	// 2. Ports, so that one in use is told before anything is touched.
+	if err := b.listen(); err != nil {
+		return err
+	}
+	// 3. Epochs.
+	b.epochs, err = epoch.OpenSolo(epoch.Options{
+		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, By: c.Name, Clock: c.Clock, OnFatal: b.fatal,
+		OnCut: func(n int64) {
+			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
+		},
+	})
+	if err != nil {
+		return err
+	}
+	b.api.Store = b.epochs
+	if id := b.epochs.Current().ClusterID; id != "" && id != b.id.ClusterID {
+		return fmt.Errorf("data directory %s: its id file belongs to cluster %s, its epochs to %s", b.dir.path, b.id.ClusterID, id)
+	}
+	// 4. Raft and the store.
+	if err := b.openParts(); err != nil {
+		return err
+	}
+	// 5. What this broker is, decided where it changed.
+	if err := b.announce(ctx); err != nil {
+		return err
+	}
+	// 6. Routes first, so that no client is told that nobody is there; then the
+	// partitions, and clients at the same time.
+	current := b.epochs.Current()
+	r, err := newRoutes(current, b.carrier.slot)
+	if err != nil {
+		return fmt.Errorf("epoch %d: %w", current.Epoch, err)
+	}
+	b.routes.Store(r)
+	b.carrying.Go(func() { b.carrier.run(b.carryCtx) })
+	b.background.Go(func() {
+		if err := b.checkpoints.Run(b.bgCtx); err != nil {
+			b.fatal(err)
+		}
+	})
+	b.background.Go(func() { b.space.Run(b.bgCtx) })
+	b.background.Go(func() { b.watchReady(b.bgCtx) })
+	b.serve()
+	return nil
+}
+
+// listen opens the front ends' listeners and the HTTP port.
+func (b *Broker) listen() error {
+	c := &b.c
+	if c.Frontends == nil {
+		f, err := natsFrontend(c)
+		if err != nil {
+			return err
+		}
+		c.Frontends = []Frontend{{Protocol: f, Listen: c.Listen}}
+	}
+	for _, f := range c.Frontends {
+		l, err := net.Listen("tcp", f.Listen)
+		if err != nil {
+			return fmt.Errorf("listen for %s clients: %w", f.Protocol.Name(), err)
+		}
+		b.fronts = append(b.fronts, front{f.Protocol, l})
+		b.addresses.Fronts = append(b.addresses.Fronts, l.Addr().String())
+	}
+	b.addresses.Clients = b.addresses.Fronts[0]
+	b.addresses.Peer, b.addresses.DataPath = c.PeerListen, b.dir.path
+	if c.HTTP == "off" {
+		return nil
+	}
+	l, err := net.Listen("tcp", c.HTTP)
+	if err != nil {
+		return fmt.Errorf("listen for HTTP: %w", err)
+	}
+	b.addresses.HTTP = l.Addr().String()
+	b.httpServer = &http.Server{
+		Handler: admin.New(admin.Options{
+			API: b.api, Registry: b.metrics.registry, NotReady: b.NotReady, Pprof: c.Pprof,
+		}),
+		ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+	}
+	b.serving.Go(func() {
+		if err := b.httpServer.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			c.Logger.Error().Err(err).Msg("HTTP server ended")
+		}
+	})
+	return nil
+}
+
+// genesis is epoch 0 of a lone broker: it names itself and nothing more.
+func (b *Broker) genesis() *config.Config {
+	return &config.Config{
+		Council: []uint64{b.id.BrokerID}, NextBroker: b.id.BrokerID + 1, NextTopic: 1, NextShard: 1, NextReplica: 1,
+		Brokers: []config.Broker{{ID: b.id.BrokerID, Name: b.c.Name, Weight: uint32(b.c.Weight)}},
+		By:      b.c.Name, At: b.c.Clock().UnixMilli(), Change: "a new cluster of one broker",
+	}
+}
+
+func (b *Broker) openParts() (err error) {
+	c := &b.c
+	b.host, err = c.OpenHost(HostConfig{
+		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
+		Memory: c.MemoryLimit, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
+	})
+	if err != nil {
+		return fmt.Errorf("open raft: %w", err)
+	}
+	b.addresses.Raft = c.RaftListen
+	if a, ok := b.host.(addressed); ok {
+		b.addresses.Raft = a.Address()
+	}
+	logger := c.Logger.With().Str("part", "storage").Logger()
+	b.engine, err = storage.OpenEngine(c.Engine, storage.Options{
+		Dir: filepath.Join(b.dir.sub(logDir), "store"), MemoryBytes: c.MemoryLimit / 4,
+		Logf: func(level, message string) {
+			switch level {
+			case "error":
+				logger.Error().Msg(message)
+			case "warn", "warning":
+				logger.Warn().Msg(message)
+			default:
+				logger.Debug().Msg(message)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	b.checkpoints, err = storage.OpenCheckpointer(filepath.Join(b.dir.sub(logDir), "checkpoints"), b.engine,
+		storage.CheckpointOptions{OnFatal: b.fatal, Logger: logger})
+	if err != nil {
+		return err
+	}
+	floor := max(c.FreeSpaceFloor, 0)
+	if c.FreeSpace != nil {
+		b.space, err = storage.NewSpaceFunc(b.dir.path, floor, 0, c.FreeSpace)
+	} else {
+		b.space, err = storage.NewSpace(b.dir.path, floor, 0)
+	}
+	return err
+}
+
+// announce has an epoch decided that says what this broker is, where the newest
+// one doesn't say it yet.
+func (b *Broker) announce(ctx context.Context) error {
+	c := &b.c
+	self := config.Broker{
+		ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
+		Addresses: config.Addresses{
+			Client: advertised(c.AdvertiseClient, b.addresses.Clients),
+			Peer:   advertised(c.AdvertisePeer, c.PeerListen),
+			Raft:   advertised(c.AdvertiseRaft, b.addresses.Raft),
+		},
+	}
+	_, err := b.epochs.Propose(ctx, func(next *config.Config) error {
+		was := next.Broker(self.ID)
+		if was == nil {
+			return fmt.Errorf("epoch %d names no broker %d, which this data directory belongs to", next.Epoch-1, self.ID)
+		}
+		self.State = was.State
+		if next.ClusterID == "" {
+			next.ClusterID = b.id.ClusterID
+			next.Change = fmt.Sprintf("cluster formed by broker %s", self.Name)
+		} else {
+			if was.Incarnation != self.Incarnation {
+				return fmt.Errorf("epoch %d knows broker %d as incarnation %s, this data directory is %s", next.Epoch-1, self.ID, was.Incarnation, self.Incarnation)
+			}
+			if *was == self {
+				return epoch.ErrUnchanged
+			}
+			next.Change = fmt.Sprintf("broker %s changed: its name, addresses, rack or weight", self.Name)
+		}
+		*was = self
+		return nil
+	})
+	if err != nil && !errors.Is(err, epoch.ErrUnchanged) {
+		return fmt.Errorf("announce broker %s: %w", c.Name, err)
+	}
+	b.locate(b.epochs.Current())
+	return nil
+}
+
+func advertised(address, listened string) string {
+	if address != "" {
+		return address
+	}
+	return listened
+}
+
+// locate notes where each replica's broker is, for Raft.
+func (b *Broker) locate(c *config.Config) {
+	at := map[uint64]string{}
+	for i := range c.Topics {
+		for n := range c.Topics[i].Partitions {
+			for _, r := range c.Topics[i].Partitions[n].Replicas {
+				if on := c.Broker(r.Broker); on != nil {
+					at[r.ID] = on.Addresses.Raft
+				}
+			}
+		}
+	}
+	b.replicas.Store(&at)
+}
+
+func (b *Broker) resolve(_, replica uint64) (string, bool) {
+	at := b.replicas.Load()
+	if at == nil {
+		return "", false
+	}
+	a, ok := (*at)[replica]
+	return a, ok
+}
+
+func (b *Broker) serve() {
+	b.metrics.addFronts(b.fronts)
+	for _, f := range b.fronts {
+		b.serving.Go(func() {
+			if err := f.protocol.Serve(b.serveCtx, f.listener, b); err != nil {
+				b.c.Logger.Error().Err(err).Str("protocol", f.protocol.Name()).Msg("front end ended")
+			}
+		})
+	}
+	b.ready.listening.Store(true)
+	b.ready.kick()
+	b.c.Logger.Info().Str("name", b.c.Name).Str("cluster", b.id.ClusterID).Str("clients", b.addresses.Clients).
+		Str("http", b.addresses.HTTP).Str("data", b.dir.path).Str("version", Version).Msg("broker serves")
+}
+
+// Addresses that the broker listens on.
+func (b *Broker) Addresses() Addresses { return b.addresses }
+
+// Name of the broker.
+func (b *Broker) Name() string { return b.c.Name }
+
+// URL for clients on this machine.
+func (b *Broker) URL() string { return "nats://" + strings.Replace(b.addresses.Clients, "[::]", "localhost", 1) }
+
+// API answers requests without a connection.
+func (b *Broker) API() *api.Handlers { return b.api }
+
+// Done is closed when the broker has stopped, by Close or by itself.
+func (b *Broker) Done() <-chan struct{} { return b.done }
+
+// Wait returns when the broker has stopped: nil after Close, and why it stopped
+// by itself otherwise.
+func (b *Broker) Wait() error {
+	<-b.done
+	if err := b.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// fatal ends the broker after an I/O error: what the disk holds is no longer
+// known, so nothing is acked any more. The embedding program is told; it should
+// exit. Data is safe up to the last ack.
+func (b *Broker) fatal(err error) {
+	b.failOnce.Do(func() {
+		b.acks.mute()
+		b.stopping.Store(true)
+		b.failed.Store(&err)
+		b.c.Logger.Error().Err(err).Msg("the broker can't go on: its disk failed")
+		if b.c.OnFatal != nil {
+			b.c.OnFatal(err)
+		}
+		if !b.ready.listening.Load() {
+			return // Start fails and cleans up itself
+		}
+		go func() { // ends with the broker: Close waits for the same work
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			_ = b.Close(ctx)
+		}()
+	})
+}
+
+// Info implements protocol.Broker.
+func (b *Broker) Info() protocol.Info {
+	b.infoMu.Lock()
+	lame := b.lameDuck
+	b.infoMu.Unlock()
+	return protocol.Info{
+		ServerID: b.id.Incarnation, ServerName: b.c.Name, Cluster: b.id.ClusterID, Version: Version,
+		Advertise: b.c.AdvertiseClient, MaxPayload: wire.MaxPayload, LameDuck: lame,
+	}
+}
+
+// Changed implements protocol.Broker.
+func (b *Broker) Changed() <-chan struct{} {
+	b.infoMu.Lock()
+	defer b.infoMu.Unlock()
+	return b.changed
+}
+
+// Router implements protocol.Broker.
+func (b *Broker) Router() *interest.Router { return b.router }
+
+// Close stops the broker. When ctx ends first it returns an error that names
+// the step that took too long; the rest is then left to the process's end, and
+// nothing acked is lost by it.
+func (b *Broker) Close(ctx context.Context) error {
+	b.closeOnce.Do(func() {
+		b.stopping.Store(true)
+		go func() { // waited for by closed
+			b.closeErr = b.shut(ctx)
+			close(b.closed)
+			close(b.done)
+		}()
+	})
+	select {
+	case <-b.closed:
+		return b.closeErr
+	case <-ctx.Done():
+		select {
+		case <-b.closed:
+			return b.closeErr
+		default:
+			return fmt.Errorf("close broker: %w", ctx.Err())
+		}
+	}
+}
+
+// shut undoes start, in steps. It copes with a start that ended half way.
+func (b *Broker) shut(ctx context.Context) error {
+	var errs []error
+	step := func(name string, f func() error) {
+		began := time.Now()
+		if err := f(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+		if took := time.Since(began); took > time.Second {
+			b.c.Logger.Info().Str("step", name).Dur("took", took).Msg("stopping")
+		}
+	}
+	// 1. Clients are told; front ends let them go and end.
+	b.infoMu.Lock()
+	b.lameDuck = true
+	close(b.changed)
+	b.changed = make(chan struct{})
+	b.infoMu.Unlock()
+	step("stop serving", func() error {
+		b.serveCancel()
+		if !b.ready.listening.Load() {
+			for _, f := range b.fronts {
+				_ = f.listener.Close()
+			}
+		}
+		if b.httpServer != nil {
+			if err := b.httpServer.Shutdown(ctx); err != nil {
+				_ = b.httpServer.Close()
+			}
+		}
+		b.serving.Wait()
+		return nil
+	})
+	// 2. What clients have asked for and nobody waits for any more.
+	step("end requests", func() error {
+		b.cancel()
+		b.wg.Wait()
+		return nil
+	})
+	// 3. No epoch is carried out any more; background work ends.
+	step("end background work", func() error {
+		b.carryCancel()
+		b.carrying.Wait()
+		b.bgCancel()
+		b.background.Wait()
+		return nil
+	})
+	// 4. A last checkpoint, so that the next start has nothing to apply again;
+	// then the partitions answer what is under way and close.
+	if b.checkpoints != nil && b.failed.Load() == nil {
+		step("checkpoint", func() error { return b.checkpoints.Sync(ctx) })
+	}
+	step("close partitions", func() error { b.carrier.closeAll(); return nil })
+	// 5. Raft, then what it applied to.
+	if b.host != nil {
+		step("close raft", b.host.Close)
+	}
+	if b.checkpoints != nil {
+		step("close checkpoints", b.checkpoints.Close)
+	}
+	if b.engine != nil {
+		step("close store", b.engine.Close)
+	}
+	if b.epochs != nil {
+		step("close epochs", b.epochs.Close)
+	}
+	// 6. The directory is free for another.
+	if b.dir != nil {
+		step("unlock data directory", b.dir.close)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,354 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/parleymq/parley/partition"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// carrier brings what this broker runs in line with the newest epoch. One
+// goroutine owns the slots and works epoch by epoch:
+//
+//  1. Routes are published, so that new topics are known and deleted ones no longer.
+//  2. Partitions of deleted topics are closed. Their data stays.
+//  3. Partitions that should be here are opened, a bounded number at once.
+//  4. Data of topics that an epoch says to purge is deleted. Absence from an
+//     epoch never deletes anything.
+//
+// The epoch counts as carried out when its partitions are open or have failed
+// to open; a partition that failed is tried again with the next epoch and on
+// each tick.
+type carrier struct {
+	b     *Broker
+	slots map[uint64]*slot // by replica id
+
+	mu      sync.Mutex
+	carried uint64
+	changed chan struct{} // closed and replaced when carried moves
+}
+
+func newCarrier(b *Broker) *carrier {
+	return &carrier{b: b, slots: map[uint64]*slot{}, changed: make(chan struct{})}
+}
+
+// run works until ctx ends, then returns with everything still open.
+func (k *carrier) run(ctx context.Context) {
+	watch := k.b.epochs.Watch(ctx)
+	tick := time.NewTicker(k.b.c.PurgeEvery)
+	defer tick.Stop()
+	var current *config.Config
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case c, ok := <-watch:
+			if !ok {
+				return
+			}
+			current = c
+		case <-tick.C:
+		}
+		if current == nil {
+			continue
+		}
+		if err := k.carry(ctx, current); err != nil {
+			k.b.c.Logger.Error().Err(err).Uint64("epoch", current.Epoch).Msg("epoch could not be carried out")
+		}
+		k.expire(ctx, current)
+	}
+}
+
+func (k *carrier) carry(ctx context.Context, c *config.Config) error {
+	r, err := newRoutes(c, func(t *config.Topic, n int32) *slot { return k.slot(t, n) })
+	if err != nil {
+		return err
+	}
+	k.b.locate(c)
+	k.b.routes.Store(r)
+	k.closeGone(c)
+	k.open(ctx, c, r)
+	if ctx.Err() != nil {
+		return nil
+	}
+	k.mu.Lock()
+	if c.Epoch > k.carried || k.carried == 0 {
+		k.carried = c.Epoch
+		close(k.changed)
+		k.changed = make(chan struct{})
+	}
+	k.mu.Unlock()
+	return k.purge(ctx, c)
+}
+
+// slot returns the slot of a partition: this broker's own replica, or a fresh
+// one that only says that others have it.
+func (k *carrier) slot(t *config.Topic, n int32) *slot {
+	p := &t.Partitions[n]
+	r, local := p.On(k.b.id.BrokerID)
+	if !local {
+		return &slot{topic: t.Name, number: n, shard: p.Shard}
+	}
+	s := k.slots[r.ID]
+	if s == nil {
+		s = &slot{
+			topic: t.Name, number: n, shard: p.Shard, replica: r, local: true,
+			log: storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID},
+		}
+		k.slots[r.ID] = s
+	}
+	return s
+}
+
+// open opens what should be open, and sets limits that have changed.
+func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
+	room := make(chan struct{}, k.b.c.Limits.Openings)
+	var wg sync.WaitGroup
+	for i := range c.Topics {
+		t := r.byID[c.Topics[i].ID]
+		if t == nil {
+			continue
+		}
+		keep := partition.Retention{MaxAge: t.config.Retention, MaxBytes: t.config.MaxBytes, MaxRecords: t.config.MaxRecords}
+		for n, s := range t.parts {
+			switch p := s.partition.Load(); {
+			case !s.local || ctx.Err() != nil:
+			case p == nil:
+				s.retention = keep
+				members := c.Topics[i].Partitions[n].Replicas
+				room <- struct{}{}
+				wg.Go(func() {
+					defer func() { <-room }()
+					k.openSlot(ctx, c, s, members)
+				})
+			case s.retention != keep:
+				s.retention = keep
+				p.SetRetention(keep)
+			}
+		}
+	}
+	wg.Wait()
+}
+
+func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, members []config.Replica) {
+	b := k.b
+	initial := make(map[uint64]string, len(members))
+	brokerOf := make(map[uint64]uint64, len(members))
+	for _, m := range members {
+		if at := c.Broker(m.Broker); at != nil {
+			initial[m.ID] = at.Addresses.Raft
+			brokerOf[m.ID] = m.Broker
+		}
+	}
+	s.leader.Store(0)
+	p, err := partition.Open(ctx, partition.Config{
+		Topic: s.topic, Number: s.number, Log: s.log, Shard: s.shard, Replica: s.replica.ID, Initial: initial,
+		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
+		Retention: s.retention, DiskFull: b.space.Full, Logger: b.c.Logger,
+		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
+		TailBudget: b.tails,
+		OnLeader: func(l replication.Leadership) {
+			s.leader.Store(brokerOf[l.Leader])
+			b.ready.kick()
+		},
+	})
+	switch {
+	case err == nil:
+		s.setProblem("")
+		s.partition.Store(p)
+		b.ready.kick()
+	case ctx.Err() != nil:
+	default:
+		s.setProblem(err.Error())
+		b.ready.kick()
+		b.c.Logger.Error().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("partition could not be opened")
+	}
+}
+
+// closeGone closes partitions that no live topic has here. Their data stays.
+func (k *carrier) closeGone(c *config.Config) {
+	wanted := map[uint64]bool{}
+	for i := range c.Topics {
+		if !c.Topics[i].Live() {
+			continue
+		}
+		for n := range c.Topics[i].Partitions {
+			if r, ok := c.Topics[i].Partitions[n].On(k.b.id.BrokerID); ok {
+				wanted[r.ID] = true
+			}
+		}
+	}
+	var gone []*slot
+	for id, s := range k.slots {
+		if !wanted[id] {
+			gone = append(gone, s)
+			delete(k.slots, id)
+		}
+	}
+	closeSlots(k.b, gone)
+}
+
+// closeSlots closes partitions, a bounded number at once.
+func closeSlots(b *Broker, slots []*slot) {
+	room := make(chan struct{}, b.c.Limits.Openings)
+	var wg sync.WaitGroup
+	for _, s := range slots {
+		p := s.partition.Swap(nil)
+		if p == nil {
+			continue
+		}
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			if err := p.Close(); err != nil {
+				b.c.Logger.Warn().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("partition did not close cleanly")
+			}
+			s.leader.Store(0)
+		})
+	}
+	wg.Wait()
+}
+
+// purge deletes the data of topics that the epoch says to purge, then has the
+// next epoch forget them. Each step can be repeated after a crash.
+func (k *carrier) purge(ctx context.Context, c *config.Config) error {
+	var errs []error
+	var done []uint64
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		if !t.Purge {
+			continue
+		}
+		if err := k.purgeTopic(ctx, t); err != nil {
+			errs = append(errs, fmt.Errorf("purge topic %s: %w", t.Name, err))
+			continue
+		}
+		done = append(done, t.ID)
+	}
+	if len(done) == 0 {
+		return errors.Join(errs...)
+	}
+	// With more brokers each has to say that it is done; here this one is all.
+	_, err := k.b.epochs.Propose(ctx, func(next *config.Config) error {
+		kept := next.Topics[:0]
+		removed := 0
+		for _, t := range next.Topics {
+			if t.Purge && contains(done, t.ID) {
+				removed++
+				continue
+			}
+			kept = append(kept, t)
+		}
+		if removed == 0 {
+			return epoch.ErrUnchanged
+		}
+		next.Topics = kept
+		next.Change = fmt.Sprintf("%d deleted topics purged", removed)
+		return nil
+	})
+	if err != nil && !errors.Is(err, epoch.ErrUnchanged) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (k *carrier) purgeTopic(ctx context.Context, t *config.Topic) error {
+	for n := range t.Partitions {
+		r, ok := t.Partitions[n].On(k.b.id.BrokerID)
+		if !ok {
+			continue
+		}
+		id := storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}
+		k.b.checkpoints.Forget(id)
+		if err := k.b.host.Remove(ctx, t.Partitions[n].Shard, r.ID); err != nil {
+			return fmt.Errorf("remove replica of partition %d: %w", n, err)
+		}
+	}
+	if err := k.b.checkpoints.Sync(ctx); err != nil {
+		return err
+	}
+	for n := range t.Partitions {
+		if r, ok := t.Partitions[n].On(k.b.id.BrokerID); ok {
+			if err := k.b.engine.Drop(storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}); err != nil {
+				return fmt.Errorf("drop log of partition %d: %w", n, err)
+			}
+		}
+	}
+	k.b.c.Logger.Info().Str("topic", t.Name).Uint64("id", t.ID).Msg("deleted topic purged")
+	return nil
+}
+
+// expire proposes to purge topics whose grace has passed. From that epoch on
+// they can't be restored, so that no restore races with the deletion.
+func (k *carrier) expire(ctx context.Context, c *config.Config) {
+	now := k.b.c.Clock().UnixMilli()
+	due := func(t *config.Topic) bool {
+		return !t.Live() && !t.Purge && now-t.DeletedAt >= k.b.c.DeleteGrace.Milliseconds()
+	}
+	any := false
+	for i := range c.Topics {
+		any = any || due(&c.Topics[i])
+	}
+	if !any || ctx.Err() != nil {
+		return
+	}
+	_, err := k.b.epochs.Propose(ctx, func(next *config.Config) error {
+		n := 0
+		for i := range next.Topics {
+			if due(&next.Topics[i]) {
+				next.Topics[i].Purge = true
+				n++
+			}
+		}
+		if n == 0 {
+			return epoch.ErrUnchanged
+		}
+		next.Change = fmt.Sprintf("%d deleted topics to be purged, their grace of %s is over", n, k.b.c.DeleteGrace)
+		return nil
+	})
+	if err != nil && !errors.Is(err, epoch.ErrUnchanged) {
+		k.b.c.Logger.Error().Err(err).Msg("deleted topics could not be purged")
+	}
+}
+
+// wait returns when the epoch was carried out here, or ctx ends.
+func (k *carrier) wait(ctx context.Context, n uint64) bool {
+	for {
+		k.mu.Lock()
+		done, changed := k.carried >= n && k.carried > 0, k.changed
+		k.mu.Unlock()
+		if done {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// closeAll closes every partition, when run has returned.
+func (k *carrier) closeAll() {
+	all := make([]*slot, 0, len(k.slots))
+	for _, s := range k.slots {
+		all = append(all, s)
+	}
+	closeSlots(k.b, all)
+}
+
+func contains(ids []uint64, id uint64) bool {
+	for _, x := range ids {
+		if x == id {
+			return true
+		}
+	}
+	return false
+}

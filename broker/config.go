@@ -1,0 +1,280 @@
+package broker
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/broker/protocol"
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+)
+
+// Defaults and bounds of a Config.
+const (
+	DefaultListen         = "127.0.0.1:4222"
+	DefaultHTTP           = "127.0.0.1:8222"
+	DefaultPeerListen     = "127.0.0.1:6222"
+	DefaultRaftListen     = "127.0.0.1:7222"
+	DefaultDataDir        = "./parley-data"
+	DefaultWeight         = 100
+	DefaultFreeSpaceFloor = 1 << 30
+	DefaultDeleteGrace    = 24 * time.Hour
+	DefaultDrainTime      = 5 * time.Second
+
+	maxWeight = 10_000
+)
+
+// Version of this program, as brokers tell it. Set by the linker.
+var Version = "0.1.0"
+
+// Config of one broker. The zero value is a broker on loopback with the
+// default ports, in ./parley-data. A port of 0 takes one from the kernel:
+// Broker.Addresses tells which.
+type Config struct {
+	Name    string // unique in the cluster; default: the host's name
+	DataDir string
+
+	Listen     string // clients
+	HTTP       string // health, metrics, read-only JSON; "off" for none
+	PeerListen string // other brokers: taken and checked, not listened on before there is a cluster
+	RaftListen string
+
+	// What others dial, host:port, where it differs from the listeners.
+	AdvertiseClient string
+	AdvertisePeer   string
+	AdvertiseRaft   string
+
+	Rack   string
+	Weight int
+
+	TLS      TLS // of the client listener
+	User     string
+	Password string
+	Token    string
+
+	FreeSpaceFloor   int64 // bytes; below it publishes are refused; negative: no floor
+	MaxRecord        int64 // bytes of key, value and headers
+	MemoryLimit      int64 // bytes the process should stay under; 0: by the machine's memory
+	AutoCreateTopics bool  // a publish to an unbound subject that is a valid topic name creates that topic
+
+	// DeleteGrace is how long a deleted topic can be restored.
+	DeleteGrace time.Duration
+	// DrainTime is how long clients get to move on when the broker stops.
+	DrainTime time.Duration
+
+	Pprof  bool // serve /debug/pprof on the HTTP port
+	Logger zerolog.Logger
+	Clock  func() time.Time
+	// OnFatal is told why, before the broker stops by itself because its disk
+	// failed. Wait returns the same error.
+	OnFatal func(error)
+
+	// What follows has defaults that only tests and embedding programs change.
+
+	// Frontends replace the NATS front end. Each has a listener of its own.
+	Frontends []Frontend
+	// Engine names a registered storage engine; default badger.
+	Engine string
+	// OpenHost opens what runs the partitions' replicas; default Raft.
+	OpenHost func(HostConfig) (replication.Host, error)
+	// FreeSpace replaces the file system's own figure.
+	FreeSpace func(dir string) (free, total uint64, err error)
+	// PurgeEvery is how often deleted topics are looked at; default a minute.
+	PurgeEvery time.Duration
+	Limits     Limits
+}
+
+// Limits of what a broker does at once.
+type Limits struct {
+	FetchesPerSession int // long polls of one connection; default 4096
+	Fetches           int // long polls of the broker; default 32768
+	FetchReplies      int // fetches that hold a buffer of up to MaxFetch bytes; default 64
+	Requests          int // API requests at once; default 64
+	Openings          int // partitions opened at once; default 16
+}
+
+// Frontend is a client protocol and where it listens.
+type Frontend struct {
+	Protocol protocol.Frontend
+	Listen   string
+}
+
+// HostConfig is what a replication host needs to know of its broker.
+type HostConfig struct {
+	Dir     string
+	Listen  string
+	Cluster string // the cluster's id
+	// Resolve tells where a replica is now, by the newest epoch.
+	Resolve func(shard, replica uint64) (address string, ok bool)
+	Memory  int64 // Config.MemoryLimit
+	Logger  zerolog.Logger
+	OnFatal func(error)
+}
+
+// TLS names PEM files. With a client CA, clients must show a certificate.
+type TLS struct {
+	Cert, Key, ClientCA string
+}
+
+// ConfigError says which key of a Config is wrong, with its value and what is
+// allowed. Keys are those of parleyd's flags.
+type ConfigError struct {
+	Key, Value, Allowed string
+}
+
+func (e *ConfigError) Error() string {
+	return fmt.Sprintf("%s %q: %s", e.Key, e.Value, e.Allowed)
+}
+
+// withDefaults returns the config with its gaps filled, or what is wrong.
+func (c Config) withDefaults() (Config, error) {
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil || host == "" {
+			host = "parley"
+		}
+		c.Name = strings.ReplaceAll(host, ".", "-")
+	}
+	def := func(s *string, to string) {
+		if *s == "" {
+			*s = to
+		}
+	}
+	def(&c.DataDir, DefaultDataDir)
+	def(&c.Listen, DefaultListen)
+	def(&c.HTTP, DefaultHTTP)
+	def(&c.PeerListen, DefaultPeerListen)
+	def(&c.RaftListen, DefaultRaftListen)
+	def(&c.Engine, defaultEngine)
+	if c.Weight == 0 {
+		c.Weight = DefaultWeight
+	}
+	if c.FreeSpaceFloor == 0 {
+		c.FreeSpaceFloor = DefaultFreeSpaceFloor
+	}
+	if c.MaxRecord == 0 {
+		c.MaxRecord = wire.MaxRecord
+	}
+	if c.DeleteGrace == 0 {
+		c.DeleteGrace = DefaultDeleteGrace
+	}
+	if c.DrainTime == 0 {
+		c.DrainTime = DefaultDrainTime
+	}
+	if c.PurgeEvery == 0 {
+		c.PurgeEvery = time.Minute
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.OpenHost == nil {
+		c.OpenHost = openRaft
+	}
+	c.Limits = c.Limits.withDefaults()
+	return c, c.check()
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(n *int, to int) {
+		if *n <= 0 {
+			*n = to
+		}
+	}
+	def(&l.FetchesPerSession, 4096)
+	def(&l.Fetches, 32768)
+	def(&l.FetchReplies, 64)
+	def(&l.Requests, 64)
+	def(&l.Openings, 16)
+	return l
+}
+
+func (c *Config) check() error {
+	bad := func(key, value, allowed string) error { return &ConfigError{Key: key, Value: value, Allowed: allowed} }
+	if len(c.Name) > 64 || strings.ContainsFunc(c.Name, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+	}) {
+		return bad("name", c.Name, "allowed are up to 64 letters, digits, - and _")
+	}
+	for _, a := range []struct {
+		key, value string
+		optional   bool
+	}{
+		{"listen", c.Listen, false}, {"http", c.HTTP, c.HTTP == "off"},
+		{"peer-listen", c.PeerListen, false}, {"raft-listen", c.RaftListen, false},
+		{"advertise-client", c.AdvertiseClient, c.AdvertiseClient == ""},
+		{"advertise-peer", c.AdvertisePeer, c.AdvertisePeer == ""},
+		{"advertise-raft", c.AdvertiseRaft, c.AdvertiseRaft == ""},
+	} {
+		if a.optional {
+			continue
+		}
+		host, port, err := net.SplitHostPort(a.value)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err == nil && host == "" && strings.HasPrefix(a.key, "advertise") {
+			err = errors.New("no host")
+		}
+		if err != nil {
+			return bad(a.key, a.value, "allowed is HOST:PORT")
+		}
+	}
+	switch {
+	case c.Weight < 1 || c.Weight > maxWeight:
+		return bad("weight", fmt.Sprint(c.Weight), fmt.Sprintf("allowed are 1 to %d", maxWeight))
+	case c.MaxRecord < 1 || c.MaxRecord > wire.MaxRecord:
+		return bad("max-record", fmt.Sprint(c.MaxRecord), fmt.Sprintf("allowed are 1 to %d bytes", wire.MaxRecord))
+	case c.MemoryLimit < 0:
+		return bad("memory-limit", fmt.Sprint(c.MemoryLimit), "allowed is a size, or 0 for none")
+	case c.Token != "" && c.User != "":
+		return bad("token", "…", "give a token or a user and password, not both")
+	case (c.User == "") != (c.Password == ""):
+		return bad("user", c.User, "user and password go together")
+	case (c.TLS.Cert == "") != (c.TLS.Key == ""):
+		return bad("tls-cert", c.TLS.Cert, "tls-cert and tls-key go together")
+	case c.TLS.ClientCA != "" && c.TLS.Cert == "":
+		return bad("tls-client-ca", c.TLS.ClientCA, "it needs tls-cert and tls-key")
+	case len(c.Rack) > 256:
+		return bad("rack", c.Rack, "allowed are up to 256 bytes")
+	}
+	for _, name := range storage.Engines() {
+		if name == c.Engine {
+			return nil
+		}
+	}
+	return bad("engine", c.Engine, "allowed are "+strings.Join(storage.Engines(), ", "))
+}
+
+// load makes a TLS config of the files, or nil when none are named.
+func (t TLS) load() (*tls.Config, error) {
+	if t.Cert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, &ConfigError{Key: "tls-cert", Value: t.Cert, Allowed: err.Error()}
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if t.ClientCA == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(t.ClientCA)
+	if err != nil {
+		return nil, &ConfigError{Key: "tls-client-ca", Value: t.ClientCA, Allowed: err.Error()}
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, &ConfigError{Key: "tls-client-ca", Value: t.ClientCA, Allowed: "the file must hold PEM certificates"}
+	}
+	c.ClientCAs, c.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	return c, nil
+}

@@ -1,0 +1,118 @@
+package broker
+
+import (
+	"sync/atomic"
+
+	"github.com/parleymq/parley/broker/interest"
+	"github.com/parleymq/parley/partition"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// routes is where subjects and topic names lead, as one epoch has it. It never
+// changes once it is published: sessions compare the pointer to know whether
+// what they remember still holds.
+type routes struct {
+	config   *config.Config
+	bindings interest.Bindings[*topic]
+	byName   map[string]*topic
+	byID     map[uint64]*topic
+}
+
+// topic is a live topic as sessions see it.
+type topic struct {
+	id     uint64
+	name   string
+	config config.TopicConfig
+	parts  []*slot // index is the partition's number
+}
+
+// slot is the place of one partition in this broker: a replica that is opened,
+// closed and opened again as epochs want it. A slot without replica belongs to
+// other brokers.
+type slot struct {
+	topic   string
+	number  int32
+	log     storage.LogID
+	shard   uint64
+	replica config.Replica
+	local   bool
+
+	// partition is nil while it is not open.
+	partition atomic.Pointer[partition.Partition]
+	// problem says why it isn't open, or what is wrong with it.
+	problem atomic.Pointer[string]
+	// leader is the broker that leads, 0 while there is none.
+	leader atomic.Uint64
+
+	retention partition.Retention // of the carrier's goroutine alone
+}
+
+func (s *slot) setProblem(text string) {
+	if text == "" {
+		s.problem.Store(nil)
+		return
+	}
+	s.problem.Store(&text)
+}
+
+func (s *slot) problemText() string {
+	if p := s.problem.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// newRoutes makes the routes of an epoch. Slots are kept from one epoch to the
+// next by replica id: slotOf returns the one of a partition.
+func newRoutes(c *config.Config, slotOf func(t *config.Topic, number int32) *slot) (*routes, error) {
+	r := &routes{config: c, byName: map[string]*topic{}, byID: map[uint64]*topic{}}
+	for i := range c.Topics {
+		ct := &c.Topics[i]
+		if !ct.Live() {
+			continue
+		}
+		parsed, err := config.ParseTopicConfig(ct.Config)
+		if err != nil {
+			return nil, err
+		}
+		t := &topic{id: ct.ID, name: ct.Name, config: parsed, parts: make([]*slot, len(ct.Partitions))}
+		for n := range ct.Partitions {
+			t.parts[n] = slotOf(ct, int32(n))
+		}
+		r.byName[t.name], r.byID[t.id] = t, t
+		for _, s := range ct.Subjects {
+			if err := r.bindings.Bind(s, t); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return r, nil
+}
+
+// keyOf takes a record's key from the subject it was published to, or nil.
+func (t *topic) keyOf(subject []byte) []byte {
+	switch t.config.Key.Kind {
+	case config.KeySubject:
+		if len(subject) > len(t.name) {
+			return subject
+		}
+	case config.KeyToken:
+		return token(subject, t.config.Key.Token)
+	}
+	return nil
+}
+
+// token returns the n-th token of a subject, from 1, or nil.
+func token(subject []byte, n int) []byte {
+	start := 0
+	for i := 0; i <= len(subject); i++ {
+		if i == len(subject) || subject[i] == '.' {
+			if n--; n == 0 {
+				return subject[start:i]
+			}
+			start = i + 1
+		}
+	}
+	return nil
+}
