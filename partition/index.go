@@ -105,7 +105,8 @@ func (m *machine) offsetAt(t int64, b bounds) (int64, error) {
 }
 
 // offsetOfBytes returns the lowest marked offset within b from which at most
-// limit bytes follow, or b.start when all of it fits.
+// limit bytes follow: b.start when all of it fits, the newest mark when even
+// what follows that doesn't.
 func (m *machine) offsetOfBytes(limit int64, b bounds) (int64, error) {
 	low := b.stored - limit
 	if low <= 0 {
@@ -117,8 +118,11 @@ func (m *machine) offsetOfBytes(limit int64, b bounds) (int64, error) {
 		return b.start, err
 	}
 	k, v, ok, err := m.store.Seek(markKey(mk.offset+1), markKey(b.next))
-	if err != nil || !ok {
+	if err != nil {
 		return b.start, err
+	}
+	if !ok {
+		return mk.offset, nil
 	}
 	after, err := parseMark(k, v)
 	if err != nil {

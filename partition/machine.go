@@ -32,6 +32,8 @@ type machine struct {
 	store    storage.Store
 	// pins keeps trimmed chunks on disk while a snapshot is being read.
 	pins int
+	// durable is the index of the newest durable checkpoint.
+	durable uint64
 	// reused by Apply
 	chunks []storage.Chunk
 	marks  []storage.IndexEntry
@@ -94,7 +96,7 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
-	m.state, m.store = st, store
+	m.state, m.store, m.durable = st, store, st.index
 	if err := m.rebuildWindow(); err != nil {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
@@ -278,6 +280,9 @@ func (m *machine) relax() {
 func (m *machine) Capture() (storage.Checkpoint, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.state.index == m.durable {
+		return storage.Checkpoint{}, storage.ErrUnchanged
+	}
 	return m.capture(), nil
 }
 
@@ -292,6 +297,7 @@ func (m *machine) capture() storage.Checkpoint {
 func (m *machine) Durable(c storage.Checkpoint) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	m.durable = max(m.durable, c.Index)
 	if m.pins > 0 || m.store == nil || m.damage.Load() != nil {
 		return
 	}

@@ -2,12 +2,10 @@ package record
 
 import (
 	"bytes"
-	"encoding/binary"
 	"testing"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/snappy/xerial"
-	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -94,11 +92,8 @@ func FuzzDecompress(f *testing.F) {
 		var want []byte
 		switch c {
 		case Snappy:
-			if bytes.HasPrefix(src, []byte(xerialMagic)) && len(src) > xerialHeader {
+			if bytes.HasPrefix(src, []byte(xerialMagic)) && len(src) >= xerialHeader {
 				want, err = xerial.Decode(src)
-				if binary.BigEndian.Uint32(src[xerialHeader:]) == 0 {
-					return // an empty chunk: that reader stops there
-				}
 			} else {
 				want, err = s2.Decode(nil, src)
 			}
@@ -110,11 +105,7 @@ func FuzzDecompress(f *testing.F) {
 				return // the content checksum, which we leave to the batch's CRC
 			}
 		case Zstd:
-			var r *zstd.Decoder
-			if r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1)); err == nil {
-				defer r.Close()
-				want, err = r.DecodeAll(src, nil)
-			}
+			want, err = kafkaZstd().DecodeAll(src, nil)
 		}
 		if err != nil || !bytes.Equal(out, want) {
 			t.Fatalf("%s: %d bytes, the library has %d, %v", c, len(out), len(want), err)
@@ -127,8 +118,8 @@ func FuzzDecompress(f *testing.F) {
 func FuzzBuilder(f *testing.F) {
 	f.Add(byte(0), []byte("key"), []byte("value"), []byte("Parley-Subject"), []byte("orders.eu"), int64(1_700_000_000_000), int64(-1), int16(0), byte(3))
 	f.Add(byte(1), []byte(nil), []byte(nil), []byte{}, []byte(nil), int64(-1), int64(1), int16(1), byte(0))
-	f.Add(byte(2), bytes.Repeat([]byte("k"), 100), bytes.Repeat([]byte("v"), 70_000), []byte("a"), []byte("b"), int64(1)<<62, int64(7), int16(3), byte(40))
-	f.Add(byte(3), []byte{}, bytes.Repeat([]byte("value "), 1000), []byte("h"), []byte{}, int64(-1)<<62, int64(0), int16(0), byte(7))
+	f.Add(byte(2), bytes.Repeat([]byte("k"), 100), bytes.Repeat([]byte("v"), 2000), []byte("a"), []byte("b"), int64(1)<<62, int64(7), int16(3), byte(40))
+	f.Add(byte(3), []byte{}, bytes.Repeat([]byte("value "), 100), []byte("h"), []byte{}, int64(-1)<<62, int64(0), int16(0), byte(7))
 	f.Fuzz(func(t *testing.T, codec byte, key, value, hk, hv []byte, at, id int64, epoch int16, n byte) {
 		p := Producer{ID: id, Epoch: epoch, Sequence: int32(n)}
 		if !p.valid() {
@@ -136,7 +127,7 @@ func FuzzBuilder(f *testing.F) {
 		}
 		b := NewBuilder(codecs[int(codec)%4], fuzzLimits)
 		var want []Record
-		for i := range int(n) + 1 {
+		for i := range int(n%32) + 1 {
 			r := Record{Key: key, Value: value, Timestamp: at ^ int64(i)*(at>>3)}
 			for range i % 3 {
 				r.Headers = append(r.Headers, Header{Key: hk, Value: hv})

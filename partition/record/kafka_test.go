@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/s2"
@@ -93,6 +94,15 @@ var encodings = []encoding{
 	}},
 }
 
+// kafkaZstd decodes as a Kafka client would, with the library's own limits.
+var kafkaZstd = sync.OnceValue(func() *zstd.Decoder {
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2))
+	if err != nil {
+		panic(err)
+	}
+	return r
+})
+
 // standardDecode undoes a codec with the libraries' own readers.
 func standardDecode(t testing.TB, c Codec, src []byte) []byte {
 	t.Helper()
@@ -108,11 +118,7 @@ func standardDecode(t testing.TB, c Codec, src []byte) []byte {
 		_, err = buf.ReadFrom(lz4.NewReader(bytes.NewReader(src)))
 		out = buf.Bytes()
 	case Zstd:
-		var r *zstd.Decoder
-		if r, err = zstd.NewReader(nil); err == nil {
-			defer r.Close()
-			out, err = r.DecodeAll(src, nil)
-		}
+		out, err = kafkaZstd().DecodeAll(src, nil)
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", c, err)

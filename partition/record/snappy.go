@@ -36,6 +36,9 @@ func snappyDecompress(buf, src []byte, limit int) ([]byte, error) {
 		return out, nil
 	}
 
+	if v := int32(binary.BigEndian.Uint32(src[len(xerialMagic):])); v < 1 {
+		return nil, damaged(Snappy, "xerial framing version %d, at least 1", v)
+	}
 	chunks := src[xerialHeader:]
 	total := 0
 	for rest := chunks; len(rest) > 0; {
@@ -88,7 +91,7 @@ func xerialChunk(b []byte) (chunk, rest []byte, err error) {
 // could read.
 func snappyBlock(src []byte, limit int) (int, error) {
 	claim, n := binary.Uvarint(src)
-	if n <= 0 || claim > 1<<32-1 {
+	if n <= 0 || n > 5 || claim > 1<<32-1 {
 		return 0, damaged(Snappy, "block without a length")
 	}
 	if claim > uint64(max(limit, 0)) {

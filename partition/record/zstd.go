@@ -72,7 +72,11 @@ func zstdDecompress(buf, src []byte, limit int) ([]byte, error) {
 		return nil, v.(error)
 	}
 	defer zstdDecoders.Put(d)
-	out, err := d.DecodeAll(src, sized(buf, bound+zstdOverAlloc)[:0])
+	room := bound + zstdOverAlloc
+	if bound == limit {
+		room += zstdMaxBlock // the block that goes beyond the limit must not make the decoder grow its output
+	}
+	out, err := d.DecodeAll(src, sized(buf, room)[:0])
 	switch {
 	case err == nil && len(out) > limit, err != nil && bound == limit && len(out) > limit-zstdMaxBlock:
 		// Out of room within the last block that could fit. The decoder has several

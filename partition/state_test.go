@@ -1,0 +1,229 @@
+package partition
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/parleymq/parley/partition/record"
+)
+
+func TestProducerTableDecides(t *testing.T) {
+	t.Parallel()
+	pr := func(epoch int16, seq int32) record.Producer { return record.Producer{ID: 7, Epoch: epoch, Sequence: seq} }
+	type step struct {
+		p     record.Producer
+		count int
+		code  itemCode
+		off   int64
+	}
+	for name, steps := range map[string][]step{
+		"in order":               {{pr(0, 0), 10, itemOK, 0}, {pr(0, 10), 5, itemOK, 0}, {pr(0, 15), 1, itemOK, 0}},
+		"unknown with sequence":  {{pr(0, 3), 1, itemUnknownProducer, -1}},
+		"gap":                    {{pr(0, 0), 10, itemOK, 0}, {pr(0, 11), 1, itemOutOfOrder, -1}},
+		"duplicate":              {{pr(0, 0), 10, itemOK, 0}, {pr(0, 10), 5, itemOK, 0}, {pr(0, 0), 10, itemDuplicate, 100}, {pr(0, 10), 5, itemDuplicate, 110}},
+		"overlap is no twin":     {{pr(0, 0), 10, itemOK, 0}, {pr(0, 5), 10, itemOutOfOrder, -1}},
+		"older epoch":            {{pr(2, 0), 1, itemOK, 0}, {pr(1, 1), 1, itemFenced, -1}},
+		"newer epoch from 0":     {{pr(0, 0), 1, itemOK, 0}, {pr(1, 0), 1, itemOK, 0}, {pr(1, 1), 1, itemOK, 0}},
+		"newer epoch not from 0": {{pr(0, 0), 1, itemOK, 0}, {pr(1, 1), 1, itemOutOfOrder, -1}},
+		"old duplicate": {{pr(0, 0), 1, itemOK, 0}, {pr(0, 1), 1, itemOK, 0}, {pr(0, 2), 1, itemOK, 0}, {pr(0, 3), 1, itemOK, 0},
+			{pr(0, 4), 1, itemOK, 0}, {pr(0, 5), 1, itemOK, 0}, {pr(0, 0), 1, itemDuplicate, -1}, {pr(0, 1), 1, itemDuplicate, 101}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table, next := newProducerTable(), int64(100)
+			for i, s := range steps {
+				code, off := table.check(s.p, s.count)
+				if code != s.code || code == itemDuplicate && off != s.off {
+					t.Fatalf("step %d: code %d offset %d, want %d %d", i, code, off, s.code, s.off)
+				}
+				if code == itemOK {
+					table.add(s.p, s.count, next)
+					next += int64(s.count)
+				}
+			}
+		})
+	}
+}
+
+func TestProducerSequenceWraps(t *testing.T) {
+	t.Parallel()
+	table := newProducerTable()
+	table.add(record.Producer{ID: 1, Sequence: 0}, 1, 0)
+	table.byID[1].recent[0] = producerBatch{first: sequenceMask - 1, last: sequenceMask, offset: 50}
+	if code, _ := table.check(record.Producer{ID: 1, Sequence: 0}, 3); code != itemOK {
+		t.Fatalf("sequence 0 after the largest one: code %d", code)
+	}
+	table.add(record.Producer{ID: 1, Sequence: 0}, 3, 52)
+	if code, off := table.check(record.Producer{ID: 1, Sequence: sequenceMask - 1}, 2); code != itemDuplicate || off != 50 {
+		t.Fatalf("duplicate before the wrap: code %d offset %d", code, off)
+	}
+}
+
+func TestProducerTableEvictsTheLongestSilent(t *testing.T) {
+	t.Parallel()
+	table := newProducerTable()
+	for i := range int64(maxProducers) {
+		table.add(record.Producer{ID: i}, 1, i)
+	}
+	table.add(record.Producer{ID: 0, Sequence: 1}, 1, 1) // 1 is now the oldest
+	table.add(record.Producer{ID: maxProducers}, 1, 1)
+	if len(table.byID) != maxProducers || table.byID[1] != nil || table.byID[0] == nil {
+		t.Fatalf("table of %d, producer 0 %v, producer 1 %v", len(table.byID), table.byID[0], table.byID[1])
+	}
+}
+
+func TestStateSurvivesItsEncoding(t *testing.T) {
+	t.Parallel()
+	s := newState()
+	s.index, s.term, s.counter, s.barrier, s.logTime = 9, 8, 7, 6, 5
+	s.start, s.next, s.stored, s.marked, s.markedAt = 3, 400, 1<<40, 1<<39, 44
+	for i := range 100 {
+		s.producers.add(record.Producer{ID: int64(i % 37), Sequence: 0, Epoch: int16(i)}, i+1, int64(i))
+	}
+	enc := s.encode(nil)
+	got, err := decodeState(enc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := got.encode(nil); !bytes.Equal(enc, again) {
+		t.Fatal("decoded state encodes differently")
+	}
+	for n := range enc {
+		if _, err := decodeState(enc[:n]); err == nil {
+			t.Fatalf("cut to %d of %d bytes: no error", n, len(enc))
+		}
+	}
+	if _, err := decodeState(append(enc, 0)); err == nil {
+		t.Fatal("a byte too many: no error")
+	}
+}
+
+func FuzzDecodeState(f *testing.F) {
+	s := newState()
+	s.next = 10
+	s.producers.add(record.Producer{ID: 1}, 3, 4)
+	f.Add(s.encode(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := decodeState(b)
+		if err == nil && !bytes.Equal(s.encode(nil), b) {
+			t.Fatal("accepted bytes do not encode back")
+		}
+	})
+}
+
+func FuzzParseCommand(f *testing.F) {
+	b := record.NewBuilder(record.None, record.DefaultLimits)
+	if err := b.Append(&record.Record{Value: []byte("v")}); err != nil {
+		f.Fatal(err)
+	}
+	e := make([]byte, commandHeaderSize)
+	commandHeader{kind: kindAppend, term: 1, counter: 1}.put(e)
+	e = appendItemPrefix(e, 5, []idAt{{delta: 0}})
+	e, err := b.Finish(e, record.NoProducer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(e)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, body, err := parseCommand(b)
+		if err != nil || h.kind != kindAppend {
+			return
+		}
+		for len(body) > 0 {
+			if _, body, err = nextItem(body); err != nil {
+				return
+			}
+		}
+	})
+}
+
+func TestIDWindow(t *testing.T) {
+	t.Parallel()
+	w := newIDWindow()
+	h := func(i int) idHash { return hashMessageID(fmt.Append(nil, i)) }
+	w.add(h(1), 1000, 0)
+	w.add(h(2), 2000, 1)
+	end := 1000 + messageIDWindow.Milliseconds()
+	if off, ok := w.find(h(1), end, 0); !ok || off != 0 {
+		t.Fatal("not found at the end of its window")
+	}
+	if _, ok := w.find(h(1), end+1, 0); ok {
+		t.Fatal("found after its window")
+	}
+	if _, ok := w.find(h(1), 1000, 1); ok {
+		t.Fatal("found although its record was trimmed")
+	}
+	w.add(h(1), end+1, 2) // comes again after it expired
+	w.add(h(3), end+2000, 3)
+	if off, ok := w.find(h(1), end+2000, 0); !ok || off != 2 {
+		t.Fatalf("the newer one was forgotten with the older one: %d %v", off, ok)
+	}
+}
+
+// The window after a rebuild decides like the one that was never rebuilt.
+func TestIDWindowRebuildDecidesAlike(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(11, 4))
+	live := newIDWindow()
+	var all []windowEntry
+	now := int64(1_000_000)
+	for i := range 5000 {
+		now += rng.Int64N(200)
+		e := windowEntry{hash: hashMessageID(fmt.Append(nil, rng.IntN(3000))), logTime: now, offset: int64(i)}
+		if _, dup := live.find(e.hash, now, 0); dup {
+			continue
+		}
+		live.add(e.hash, e.logTime, e.offset)
+		all = append(all, e)
+	}
+	start := all[len(all)/2].offset
+	rebuilt := newIDWindow()
+	for _, e := range all {
+		if e.logTime >= now-messageIDWindow.Milliseconds() && e.offset >= start {
+			rebuilt.add(e.hash, e.logTime, e.offset)
+		}
+	}
+	for i := range 3000 {
+		h := hashMessageID(fmt.Append(nil, i))
+		a, okA := live.find(h, now, start)
+		b, okB := rebuilt.find(h, now, start)
+		if okA != okB || a != b {
+			t.Fatalf("id %d: live %d %v, rebuilt %d %v", i, a, okA, b, okB)
+		}
+	}
+}
+
+func TestLogTimeNeverGoesBackAndIsSlewed(t *testing.T) {
+	t.Parallel()
+	base := time.Now()
+	elapsed := time.Duration(0)
+	now := func() time.Time { return base.Add(elapsed) } // wall and monotonic move together
+	c := newLogClock(now, 0)
+	first := c.stamp()
+	elapsed += time.Second
+	if got := c.stamp(); got != first+1000 {
+		t.Fatalf("after a second: %d, want %d", got, first+1000)
+	}
+
+	// The log's newest time is an hour ahead of the wall: time goes on, slower.
+	ahead := base.Add(elapsed).UnixMilli() + time.Hour.Milliseconds()
+	c = newLogClock(now, ahead)
+	if got := c.stamp(); got != ahead {
+		t.Fatalf("log time went back: %d, want %d", got, ahead)
+	}
+	elapsed += 8 * time.Second
+	if got := c.stamp(); got != ahead+7000 {
+		t.Fatalf("8 s later: %d ms on, want 7000", got-ahead)
+	}
+
+	// The wall runs an hour ahead: log time gains an eighth.
+	c = newLogClock(now, 0)
+	c.ms -= time.Hour.Milliseconds()
+	before := c.ms
+	elapsed += 8 * time.Second
+	if got := c.stamp(); got != before+9000 {
+		t.Fatalf("8 s later: %d ms on, want 9000", got-before)
+	}
+}
