@@ -72,11 +72,10 @@ func zstdDecompress(buf, src []byte, limit int) ([]byte, error) {
 		return nil, v.(error)
 	}
 	defer zstdDecoders.Put(d)
-	room := bound + zstdOverAlloc
-	if bound == limit {
-		room += zstdMaxBlock // the block that goes beyond the limit must not make the decoder grow its output
-	}
-	out, err := d.DecodeAll(src, sized(buf, room)[:0])
+	// The decoder stops after the block that leaves this room. On that block it may
+	// have grown its output once: a frame whose blocks don't say what they hold takes
+	// up to two and a half times the limit for a moment, never more.
+	out, err := d.DecodeAll(src, sized(buf, bound+zstdOverAlloc)[:0])
 	switch {
 	case err == nil && len(out) > limit, err != nil && bound == limit && len(out) > limit-zstdMaxBlock:
 		// Out of room within the last block that could fit. The decoder has several
