@@ -399,7 +399,9 @@ func (b *Broker) Addresses() Addresses { return b.addresses }
 func (b *Broker) Name() string { return b.c.Name }
 
 // URL for clients on this machine.
-func (b *Broker) URL() string { return "nats://" + strings.Replace(b.addresses.Clients, "[::]", "localhost", 1) }
+func (b *Broker) URL() string {
+	return "nats://" + strings.Replace(b.addresses.Clients, "[::]", "localhost", 1)
+}
 
 // API answers requests without a connection.
 func (b *Broker) API() *api.Handlers { return b.api }
