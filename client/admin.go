@@ -228,7 +228,7 @@ func call[T any](ctx context.Context, c *Client, subject string, req any, failur
 }
 
 func try[T any](ctx context.Context, c *Client, subject string, data []byte, failure func(*T) *Error) (out T, err error) {
-	r, err := ask(ctx, c.requests, subject, data, c.cfg.requestTimeout)
+	r, err := ask(ctx, c.requests, subject, nil, data, c.cfg.requestTimeout)
 	if err != nil {
 		return out, err
 	}

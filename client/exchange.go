@@ -9,12 +9,12 @@ import (
 // seam between what the SDK decides and the connection; tests put a scripted one
 // in its place. Safe for concurrent use.
 type exchange interface {
-	// request sends data and doesn't keep it. The answer, or the news that there
+	// request sends data, with header unless that is nil, and keeps neither. The answer, or the news that there
 	// will be none, comes to to.answered(tag, …) at most once, on a goroutine of
 	// the exchange, and never after forget(token). An exchange has no timeouts: who
 	// asks keeps the time and calls forget. An error means that no answer will
 	// come; it is an *Error whose Outcome says whether the request may have left.
-	request(subject string, data []byte, to receiver, tag uint64) (token uint64, err error)
+	request(subject string, header map[string][]string, data []byte, to receiver, tag uint64) (token uint64, err error)
 
 	// forget drops a request. Unknown tokens are ignored.
 	forget(token uint64)
@@ -51,9 +51,9 @@ type inquiry chan reply
 func (q inquiry) answered(_ uint64, r reply) { q <- r } // capacity 1, one answer
 
 // ask sends one request and waits for its answer, at most for timeout.
-func ask(ctx context.Context, x exchange, subject string, data []byte, timeout time.Duration) (reply, error) {
+func ask(ctx context.Context, x exchange, subject string, header map[string][]string, data []byte, timeout time.Duration) (reply, error) {
 	q := make(inquiry, 1)
-	token, err := x.request(subject, data, q, 0)
+	token, err := x.request(subject, header, data, q, 0)
 	if err != nil {
 		return reply{}, err
 	}

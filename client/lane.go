@@ -577,7 +577,7 @@ func (l *lane) attempt(b *batch, first bool, now time.Time) bool {
 	l.attempts++
 	b.attempt, b.alone, b.sentAt, b.via = l.attempts, first, now, x
 	l.out++
-	token, err := x.request(l.subject, b.sealed, l, b.attempt)
+	token, err := x.request(l.subject, nil, b.sealed, l, b.attempt)
 	if err != nil {
 		e := asError(err)
 		if e == nil {

@@ -174,7 +174,7 @@ func (l *link) dialAnew() {
 	}
 }
 
-func (l *link) request(subject string, data []byte, to receiver, tag uint64) (uint64, error) {
+func (l *link) request(subject string, header map[string][]string, data []byte, to receiver, tag uint64) (uint64, error) {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -187,7 +187,12 @@ func (l *link) request(subject string, data []byte, to receiver, tag uint64) (ui
 
 	var inbox [96]byte
 	reply := string(strconv.AppendUint(append(inbox[:0], l.inbox...), token, 10))
-	err := l.conn.Load().PublishRequest(subject, reply, data)
+	var err error
+	if header == nil {
+		err = l.conn.Load().PublishRequest(subject, reply, data)
+	} else {
+		err = l.conn.Load().PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Header: header, Data: data})
+	}
 	if err == nil {
 		return token, nil
 	}

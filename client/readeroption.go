@@ -1,0 +1,146 @@
+package client
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/parleymq/parley/client/wire"
+)
+
+// A ReaderOption configures NewReader.
+type ReaderOption func(*readerConfig) error
+
+type readerConfig struct {
+	from       startAt
+	offset     int64
+	offsets    map[int32]int64
+	time       time.Time
+	partitions []int32 // nil: all
+	untilEnd   bool
+	prefetch   int
+	outOfRange OutOfRangePolicy
+}
+
+type startAt int
+
+const (
+	startEarliest startAt = iota
+	startLatest
+	startOffset
+	startOffsets
+	startTime
+)
+
+// DefaultPrefetch is how many bytes a Reader fetches ahead.
+const DefaultPrefetch = 8 << 20
+
+// FromEarliest starts at the oldest record there is. It is the default.
+func FromEarliest() ReaderOption {
+	return func(c *readerConfig) error { c.from = startEarliest; return nil }
+}
+
+// FromLatest starts after the newest record there is when NewReader is called:
+// what is published after NewReader has returned is read.
+func FromLatest() ReaderOption {
+	return func(c *readerConfig) error { c.from = startLatest; return nil }
+}
+
+// FromOffset starts each partition at this offset.
+func FromOffset(offset int64) ReaderOption {
+	return func(c *readerConfig) error {
+		if offset < 0 {
+			return fmt.Errorf("start offset %d: must be 0 or more", offset)
+		}
+		c.from, c.offset = startOffset, offset
+		return nil
+	}
+}
+
+// FromOffsets starts each partition that is a key at its offset and the others at
+// the earliest: what Positions returned goes on where that Reader was.
+func FromOffsets(offsets map[int32]int64) ReaderOption {
+	return func(c *readerConfig) error {
+		for p, o := range offsets {
+			if p < 0 || o < 0 {
+				return fmt.Errorf("start offset %d of partition %d: both must be 0 or more", o, p)
+			}
+		}
+		c.from, c.offsets = startOffsets, maps.Clone(offsets)
+		return nil
+	}
+}
+
+// FromTime starts each partition at the first record that was stored at or after
+// t, by the log's own time, to the millisecond.
+func FromTime(t time.Time) ReaderOption {
+	return func(c *readerConfig) error { c.from, c.time = startTime, t; return nil }
+}
+
+// Partitions reads these partitions. Without it a Reader reads all, also those
+// that are added later.
+func Partitions(partitions ...int32) ReaderOption {
+	return func(c *readerConfig) error {
+		if len(partitions) == 0 {
+			return fmt.Errorf("partitions: name at least one")
+		}
+		c.partitions = slices.Clone(partitions)
+		slices.Sort(c.partitions)
+		c.partitions = slices.Compact(c.partitions)
+		if c.partitions[0] < 0 {
+			return fmt.Errorf("partition %d: must be 0 or more", c.partitions[0])
+		}
+		return nil
+	}
+}
+
+// UntilEnd ends the Reader where each partition ended when NewReader was called.
+func UntilEnd() ReaderOption {
+	return func(c *readerConfig) error { c.untilEnd = true; return nil }
+}
+
+// Prefetch bounds in bytes what is fetched ahead, over all partitions, at least
+// 64 KiB. Each partition may hold one fetch beyond it, which is a share of the
+// bound between 64 KiB and 1 MiB. Default 8 MiB.
+func Prefetch(bytes int) ReaderOption {
+	return func(c *readerConfig) error {
+		if bytes < minFetch {
+			return fmt.Errorf("prefetch of %d bytes: at least %d", bytes, minFetch)
+		}
+		c.prefetch = bytes
+		return nil
+	}
+}
+
+// OutOfRangePolicy says what to do when retention has removed, or the log doesn't
+// reach, the offset that a Reader is at.
+type OutOfRangePolicy int
+
+const (
+	OutOfRangeFail     OutOfRangePolicy = iota // return an *OffsetOutOfRangeError
+	OutOfRangeEarliest                         // go on at the oldest record
+	OutOfRangeLatest                           // go on after the newest record
+)
+
+// OnOutOfRange sets the OutOfRangePolicy. Default OutOfRangeFail.
+func OnOutOfRange(p OutOfRangePolicy) ReaderOption {
+	return func(c *readerConfig) error {
+		if p < OutOfRangeFail || p > OutOfRangeLatest {
+			return fmt.Errorf("out of range policy %d: use one of the constants", p)
+		}
+		c.outOfRange = p
+		return nil
+	}
+}
+
+// Bounds of a fetch.
+const (
+	minFetch  = 64 << 10
+	fetchWait = 10 * time.Second // how long a broker holds a fetch at the end of the log
+)
+
+// fetchBytes is what one fetch asks for when n partitions share the bound.
+func (c *readerConfig) fetchBytes(n int) int {
+	return min(max(c.prefetch/(2*max(n, 1)), minFetch), wire.MaxFetch)
+}
