@@ -36,7 +36,6 @@ type conn struct {
 	in         window
 	limits     frameLimits
 	options    connectOptions
-	connected  bool // CONNECT was taken
 	session    protocol.Session
 	publisher  *interest.Publisher
 	message    interest.Message
@@ -73,6 +72,7 @@ func newConn(s *server, raw net.Conn, id uint64) *conn {
 	}
 	c.out.wake = make(chan struct{}, 1)
 	c.limits.controlLine = s.config.MaxControlLine
+	c.limits.strangers = s.config.Authenticator != nil
 	c.permissions.Store(DefaultPermissions)
 	return c
 }

@@ -42,9 +42,6 @@ var defaultOptions = connectOptions{Verbose: true, Pedantic: true, Echo: true}
 
 // handle carries out one frame. An error ends the connection.
 func (c *conn) handle(f *frame) error {
-	if !c.connected && f.verb != verbConnect && c.server.config.Authenticator != nil {
-		return errAuthorization
-	}
 	switch f.verb {
 	case verbPub, verbHpub:
 		c.publish(f)
@@ -106,7 +103,7 @@ func (c *conn) connect(arg []byte) error {
 		return errNoResponders
 	}
 	c.options = options
-	c.connected = true
+	c.limits.strangers = false
 	c.limits.headers = options.Headers
 	if identity.Permissions == nil {
 		identity.Permissions = DefaultPermissions

@@ -39,6 +39,7 @@ type frameLimits struct {
 	controlLine int
 	payload     int64
 	headers     bool // HPUB was agreed on
+	strangers   bool // nothing but CONNECT, until the client is known
 }
 
 // maxTokens of a control line's arguments; one more is seen as an error.
@@ -56,6 +57,9 @@ func (l *frameLimits) parse(buf []byte, f *frame) (n, need int, err error) {
 	v, width, ok := verbOf(line, end >= 0)
 	if !ok {
 		return 0, 0, errUnknownOperation
+	}
+	if l.strangers && v != verbConnect {
+		return 0, 0, errAuthorization
 	}
 	arg := argument(line[width:])
 	if len(arg) > l.controlLine || len(line) > 2*l.controlLine {
