@@ -14,7 +14,7 @@ import (
 
 // A snapshot is the state and every chunk from the start offset on:
 //
-//	magic "PSNP", version (1), state length (4), state, then frames, then an end frame.
+//	magic "PSNP", version (1), state length (4), state, CRC-32C of all that (4), then frames, then an end frame.
 //	frame: 'c', base, last, index, log time (8 each), meta length (4), data length (4), meta, data, CRC-32C of all that (4)
 //	end:   'e'
 const (
@@ -56,6 +56,7 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 	head := append([]byte(snapshotMagic), snapshotVersion)
 	head = binary.BigEndian.AppendUint32(head, uint32(len(p.State)))
 	head = append(head, p.State...)
+	head = binary.BigEndian.AppendUint32(head, crc32.Checksum(head, castagnoli))
 	if _, err := bw.Write(head); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
 	}
@@ -118,9 +119,13 @@ func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 	if n > maxSnapshotFrame {
 		return fmt.Errorf("recover from snapshot: %w: state of %d bytes", storage.ErrCorrupt, n)
 	}
-	enc := make([]byte, n)
+	enc := make([]byte, n+4)
 	if _, err := io.ReadFull(br, enc); err != nil {
 		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	enc, sum := enc[:n], binary.BigEndian.Uint32(enc[n:])
+	if sum != crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, enc) {
+		return fmt.Errorf("recover from snapshot: %w: checksum of the state", storage.ErrCorrupt)
 	}
 	s, err := decodeState(enc)
 	if err != nil {
