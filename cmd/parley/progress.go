@@ -24,10 +24,11 @@ type progress struct {
 
 // status is what a progress line shows.
 type status struct {
-	done, total int64  // total 0: not known
-	unit        string // records
-	bytes       int64
-	note        string
+	done  int64
+	unit  string  // records
+	share float64 // how much of all is done, 0..1; below 0 when nobody knows
+	bytes int64
+	note  string
 }
 
 const (
@@ -81,8 +82,8 @@ func (p *progress) loop() {
 func (p *progress) line(elapsed time.Duration) string {
 	s := p.read()
 	var b strings.Builder
-	if s.total > 0 {
-		share := min(float64(s.done)/float64(s.total), 1)
+	if s.share >= 0 {
+		share := min(s.share, 1)
 		full := int(share * barWidth)
 		bar := strings.Repeat("█", full)
 		if p.colour {

@@ -93,7 +93,7 @@ the context chosen with "parley context use".`,
 			root.AddCommand(c)
 		}
 	}
-	group("data", a.topicCommand())
+	group("data", a.topicCommand(), a.pubCommand())
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
 	root.AddCommand(a.contextCommand(), a.versionCommand())
 	return root

@@ -5,7 +5,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/parleymq/parley/client/wire"
 )
@@ -253,6 +252,3 @@ func (s *settings) check() error {
 	}
 	return nil
 }
-
-// shutdownLimit is how long a SIGTERM may take.
-const shutdownLimit = 30 * time.Second

@@ -4,11 +4,9 @@ package version
 import (
 	"runtime"
 	"runtime/debug"
-)
 
-// Release is the version of this source tree. A build from a module proxy or
-// with -ldflags "-X …/version.Release=v1.2.3" has its own.
-var Release = "v0.1.0-dev"
+	"github.com/parleymq/parley/broker"
+)
 
 // Info describes a build.
 type Info struct {
@@ -21,7 +19,7 @@ type Info struct {
 
 // Get reads what the Go tool wrote into the binary.
 func Get() Info {
-	info := Info{Version: Release, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	info := Info{Version: broker.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	build, ok := debug.ReadBuildInfo()
 	if !ok {
 		return info
@@ -37,7 +35,7 @@ func Get() Info {
 	return info
 }
 
-// String is one line: v0.1.0 (3f2a1b9c, go1.26, linux/amd64).
+// String is one line: 0.1.0 (3f2a1b9c, go1.26, linux/amd64).
 func (i Info) String() string {
 	s := i.Version + " ("
 	if len(i.Revision) >= 12 {
