@@ -12,7 +12,9 @@ import (
 
 func TestProducerTableDecides(t *testing.T) {
 	t.Parallel()
-	pr := func(epoch int16, seq int32) record.Producer { return record.Producer{ID: 7, Epoch: epoch, Sequence: seq} }
+	pr := func(epoch int16, seq int32) record.Producer {
+		return record.Producer{ID: 7, Epoch: epoch, Sequence: seq}
+	}
 	type step struct {
 		p     record.Producer
 		count int
