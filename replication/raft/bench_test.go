@@ -6,8 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"testing"
 	"time"
+
+	"github.com/lni/dragonboat/v4/config"
+	"github.com/lni/dragonboat/v4/plugin/tan"
+	"github.com/rs/zerolog"
 
 	"github.com/parleymq/parley/replication"
 )
@@ -45,6 +50,19 @@ func BenchmarkPropose(b *testing.B) {
 	}
 }
 
+// benchmarkTune applies PARLEY_BENCH_LOGDB: "tan", or a log store's write buffer in MiB.
+func benchmarkTune(c *config.NodeHostConfig) {
+	switch v := os.Getenv("PARLEY_BENCH_LOGDB"); v {
+	case "":
+	case "tan":
+		c.Expert.LogDBFactory = tan.Factory
+	default:
+		if mib, err := strconv.Atoi(v); err == nil {
+			c.Expert.LogDB.KVWriteBufferSize = uint64(mib) << 20
+		}
+	}
+}
+
 func benchmarkPropose(b *testing.B, size, inflight int) {
 	dir := b.TempDir()
 	if d := os.Getenv("PARLEY_BENCH_DIR"); d != "" {
@@ -54,7 +72,7 @@ func benchmarkPropose(b *testing.B, size, inflight int) {
 		}
 		defer os.RemoveAll(dir)
 	}
-	h, err := NewHost(Config{Dir: dir, Listen: "127.0.0.1:0"})
+	h, err := NewHost(Config{Dir: dir, Listen: "127.0.0.1:0", Logger: zerolog.Nop(), tune: benchmarkTune})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -94,5 +112,4 @@ func benchmarkPropose(b *testing.B, size, inflight int) {
 	}
 	b.StopTimer()
 	b.ReportMetric(float64(worst.Milliseconds()), "worst-ms")
-	b.Logf("%v", h.Figures())
 }

@@ -104,8 +104,11 @@ type Config struct {
 	// the process is told. Defaults to a log line.
 	OnFatal func(error)
 
-	// FS replaces the file system in tests; there is no lock on Dir then.
+	// FS replaces the file system in tests, by one in memory: dragonboat takes no other.
+	// There is no lock on Dir then.
 	FS vfs.FS
+
+	tune func(*config.NodeHostConfig) // for benchmarks
 }
 
 func (c Config) withDefaults() (Config, error) {

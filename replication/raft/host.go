@@ -150,7 +150,7 @@ func newNodeHost(h *Host, c *Config) (nh *dragonboat.NodeHost, err error) {
 			nh, err = nil, fmt.Errorf("open raft directory %s: %v", c.Dir, r)
 		}
 	}()
-	nh, err = dragonboat.NewNodeHost(config.NodeHostConfig{
+	nc := config.NodeHostConfig{
 		DeploymentID:        c.Deployment,
 		NodeHostDir:         c.Dir,
 		RTTMillisecond:      uint64(c.Tick / time.Millisecond),
@@ -165,7 +165,11 @@ func newNodeHost(h *Host, c *Config) (nh *dragonboat.NodeHost, err error) {
 			LogDB:               c.logDBConfig(),
 			FS:                  c.FS,
 		},
-	})
+	}
+	if c.tune != nil {
+		c.tune(&nc)
+	}
+	nh, err = dragonboat.NewNodeHost(nc)
 	switch {
 	case err == nil && nh == nil:
 		// It recovered from a panic whose value wasn't an error; the line is in the log.

@@ -2,6 +2,10 @@ package raft
 
 import (
 	"fmt"
+	"io"
+	"log"
+	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/lni/dragonboat/v4/logger"
@@ -20,6 +24,7 @@ var hosts struct {
 func enlist(h *Host) {
 	hosts.once.Do(func() {
 		logger.SetLoggerFactory(func(pkg string) logger.ILogger { return lines{pkg: pkg} })
+		log.SetOutput(standardLog{log.Writer()})
 	})
 	hosts.mu.Lock()
 	hosts.open = append(hosts.open, h)
@@ -58,13 +63,49 @@ func (l lines) Errorf(format string, args ...any) { l.log(zerolog.ErrorLevel, fo
 // Panicf is how dragonboat says most of its last words.
 func (l lines) Panicf(format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
+	lastWords(fmt.Errorf("raft gave up: %s (%s)", message, l.pkg))
+	panic(message)
+}
+
+func lastWords(err error) {
 	hosts.mu.Lock()
 	open := append([]*Host(nil), hosts.open...)
 	hosts.mu.Unlock()
 	for _, h := range open {
-		h.fatal(fmt.Errorf("raft cannot go on: %s (%s)", message, l.pkg))
+		h.fatal(err)
 	}
-	panic(message)
+}
+
+// standardLog stands before the standard logger's writer. Dragonboat's log store,
+// Pebble, has no other way out: it writes its lines there, and before it panics over an
+// I/O error its last words. Who wrote a line is seen from the stack, since the
+// writer is called on the same goroutine; anybody else's goes on as it was.
+type standardLog struct{ next io.Writer }
+
+func (s standardLog) Write(line []byte) (int, error) {
+	var pcs [24]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	const pebbleLogger = "internal/logdb/kv/pebble.pebbleLogger."
+	for {
+		f, more := frames.Next()
+		if i := strings.Index(f.Function, pebbleLogger); i >= 0 {
+			// "2006/01/02 15:04:05 message\n", as the standard logger's flags have it.
+			message := strings.TrimSpace(string(line))
+			if f.Function[i+len(pebbleLogger):] == "Fatalf" {
+				lastWords(fmt.Errorf("raft log: %s", message))
+			} else {
+				level := zerolog.DebugLevel
+				if strings.Contains(message, "background error") {
+					level = zerolog.ErrorLevel // a flush or a compaction that is tried again
+				}
+				lines{pkg: "pebble"}.log(level, "%s", []any{message})
+			}
+			return len(line), nil
+		}
+		if !more {
+			return s.next.Write(line)
+		}
+	}
 }
 
 func (l lines) log(level zerolog.Level, format string, args []any) {

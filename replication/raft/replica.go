@@ -16,9 +16,9 @@ import (
 const (
 	// defaultPatience bounds calls whose context has no deadline.
 	defaultPatience = 30 * time.Second
-	// onePatience bounds one request to dragonboat within such a call: longer
-	// than an election, so that what was lost with a leader is asked again.
-	onePatience = 3 * time.Second
+	// onePatience bounds one request to dragonboat within such a call: what is
+	// lost on the way to a leader, or with it, is asked again.
+	onePatience = time.Second
 	// retryPause lies between two such requests.
 	retryPause = 10 * time.Millisecond
 )
