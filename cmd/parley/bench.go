@@ -39,7 +39,7 @@ const (
 	benchPool     = 8 << 20          // random bytes that payloads are cut from; more than any batch
 	benchBuffer   = 1 << 16          // records of one client that wait for their ack
 	benchClients  = 1024
-	warmRecords   = 10  // one part in so many of --records goes before the measurement
+	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
 	warmTime      = time.Second
 )
@@ -221,8 +221,8 @@ type meter struct {
 	total   int64 // records with the warm-up, or 0 when the end is timed
 	done    atomic.Int64
 	errors  atomic.Int64
+	bytes   atomic.Int64
 	measure atomic.Bool
-	size    int64
 
 	claimed atomic.Int64
 	stop    chan struct{} // closed when sending is to end
@@ -230,14 +230,19 @@ type meter struct {
 
 	mu         sync.Mutex
 	begin, end time.Time     // guarded by mu
-	first      int64         // guarded by mu; done when the measurement began
-	last       int64         // guarded by mu; done when it ended, if timed
+	first      tally         // guarded by mu; when the measurement began
+	last       tally         // guarded by mu; when it ended, if timed
 	latencies  []*histogram  // guarded by mu; of each client, merged at the end
 	timed      chan struct{} // closed when the clock of a timed measurement has ended
 }
 
+// tally is what is done at a moment.
+type tally struct{ records, bytes int64 }
+
+func (m *meter) tally() tally { return tally{m.done.Load(), m.bytes.Load()} }
+
 func newMeter(f *benchFlags) *meter {
-	m := &meter{size: int64(f.bytes), stop: make(chan struct{}), timed: make(chan struct{})}
+	m := &meter{stop: make(chan struct{}), timed: make(chan struct{})}
 	if f.records > 0 {
 		m.warm = min(f.records/warmRecords, warmMost)
 		m.total = m.warm + f.records
@@ -281,7 +286,7 @@ func (m *meter) clock(ctx context.Context, f *benchFlags) {
 	wait(limit)
 	if m.total == 0 || f.duration > 0 {
 		m.mu.Lock()
-		m.end, m.last = time.Now(), m.done.Load()
+		m.end, m.last = time.Now(), m.tally()
 		m.mu.Unlock()
 	}
 	m.halt()
@@ -289,7 +294,7 @@ func (m *meter) clock(ctx context.Context, f *benchFlags) {
 
 func (m *meter) open() {
 	m.mu.Lock()
-	m.begin, m.first = time.Now(), m.done.Load()
+	m.begin, m.first = time.Now(), m.tally()
 	m.mu.Unlock()
 	m.measure.Store(true)
 }
@@ -307,7 +312,7 @@ func (m *meter) claim() bool {
 }
 
 // settle counts one record as done, or as failed, and its latency.
-func (m *meter) settle(h *histogram, since time.Time, err error) {
+func (m *meter) settle(h *histogram, since time.Time, bytes int, err error) {
 	if err != nil {
 		m.errors.Add(1)
 		return
@@ -315,7 +320,13 @@ func (m *meter) settle(h *histogram, since time.Time, err error) {
 	if m.measure.Load() && !since.IsZero() {
 		h.record(time.Since(since))
 	}
-	if m.done.Add(1) == m.warm && m.warm > 0 {
+	m.count(1, int64(bytes))
+}
+
+// count adds what is done.
+func (m *meter) count(records, bytes int64) {
+	m.bytes.Add(bytes)
+	if now := m.done.Add(records); now >= m.warm && now-records < m.warm {
 		m.open()
 	}
 }
@@ -330,7 +341,7 @@ func (m *meter) histogram() *histogram {
 
 func (m *meter) status() status {
 	s := status{done: m.done.Load(), unit: "records", share: -1}
-	s.bytes = s.done * m.size
+	s.bytes = m.bytes.Load()
 	if m.total > 0 {
 		s.share = float64(s.done) / float64(m.total)
 	}
@@ -365,10 +376,10 @@ func (m *meter) result() benchResult {
 		return benchResult{Errors: m.errors.Load()} // it ended within the warm-up
 	}
 	if m.total > 0 && m.done.Load() >= m.total || m.end.IsZero() {
-		m.end, m.last = time.Now(), m.done.Load()
+		m.end, m.last = time.Now(), m.tally()
 	}
-	r := benchResult{Records: m.last - m.first, Errors: m.errors.Load(), Seconds: m.end.Sub(m.begin).Seconds()}
-	r.Bytes = r.Records * m.size
+	r := benchResult{Records: m.last.records - m.first.records, Bytes: m.last.bytes - m.first.bytes,
+		Errors: m.errors.Load(), Seconds: m.end.Sub(m.begin).Seconds()}
 	if r.Seconds > 0 {
 		r.Rate, r.MB = float64(r.Records)/r.Seconds, float64(r.Bytes)/r.Seconds/1e6
 	}

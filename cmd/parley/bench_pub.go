@@ -123,7 +123,7 @@ func (a *app) publishLoad(ctx context.Context, m *meter, f *benchFlags, topic st
 	settle := make([]func(client.Ack, error), partitions)
 	for i := range settle {
 		h, t := m.histogram(), &times[i]
-		settle[i] = func(_ client.Ack, err error) { m.settle(h, t.pop(), err) }
+		settle[i] = func(_ client.Ack, err error) { m.settle(h, t.pop(), f.bytes, err) }
 	}
 	turn := max(client.DefaultBatchBytes/f.bytes, 1)
 	values, pace := newPayloads(f.bytes, benchSeed+uint64(index)), newPacer(f.rate, f.clients, index)
@@ -165,7 +165,7 @@ func (a *app) benchLatency(ctx context.Context, f *benchFlags, topic string) (be
 			if ctx.Err() != nil {
 				return nil
 			}
-			m.settle(h, due, err)
+			m.settle(h, due, f.bytes, err)
 		}
 		return nil
 	})
@@ -209,7 +209,7 @@ func (a *app) plainLoad(ctx context.Context, m *meter, f *benchFlags, subject st
 			default:
 			}
 		}
-		m.settle(h, since[slot], failed)
+		m.settle(h, since[slot], f.bytes, failed)
 		free <- slot // never blocks: there are as many slots as room
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/parleymq/parley/client"
 	"github.com/parleymq/parley/client/wire"
 )
 
@@ -76,6 +77,8 @@ func describe(err error, isUsage bool) failure {
 		return failure{Code: e.Code, Reason: e.Reason, Retriable: e.Retriable, Outcome: e.Outcome, Description: e.Description}
 	}
 	switch {
+	case errors.Is(err, client.ErrOffsetOutOfRange):
+		return failure{Code: 416, Reason: wire.ReasonOffsetOutOfRange, Description: err.Error()}
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
 		return failure{Code: 401, Reason: wire.ReasonUnauthorized, Description: err.Error()}
 	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrNoResponders), errors.Is(err, syscall.ECONNREFUSED):

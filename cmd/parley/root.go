@@ -93,8 +93,9 @@ the context chosen with "parley context use".`,
 			root.AddCommand(c)
 		}
 	}
-	group("data", a.topicCommand(), a.pubCommand())
+	group("data", a.topicCommand(), a.pubCommand(), a.subCommand())
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
+	group("measure", a.benchCommand())
 	root.AddCommand(a.contextCommand(), a.versionCommand())
 	return root
 }
