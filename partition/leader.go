@@ -29,6 +29,11 @@ const (
 func (p *Partition) onLeader(l replication.Leadership) {
 	p.leaderMu.Lock()
 	defer p.leaderMu.Unlock()
+	p.learnLeader(l)
+}
+
+// learnLeader is onLeader with leaderMu held.
+func (p *Partition) learnLeader(l replication.Leadership) {
 	if p.closing {
 		return
 	}

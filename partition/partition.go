@@ -167,13 +167,12 @@ func Open(ctx context.Context, c Config) (*Partition, error) {
 }
 
 // catchUpLeadership tells the partition what the log said before Open had it.
+// The log is asked under the lock: whatever changes afterwards comes afterwards.
 func (p *Partition) catchUpLeadership() {
-	l := p.log.Leadership()
 	p.leaderMu.Lock()
-	stale := l == p.known || l.Term < p.known.Term
-	p.leaderMu.Unlock()
-	if !stale {
-		p.onLeader(l)
+	defer p.leaderMu.Unlock()
+	if p.known == (replication.Leadership{}) {
+		p.learnLeader(p.log.Leadership())
 	}
 }
 
