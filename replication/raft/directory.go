@@ -61,6 +61,27 @@ func lockDir(dir string) (io.Closer, error) {
 	return f, nil
 }
 
+// makeDir makes a directory and those above it, durably: what is synced within a directory is lost
+// with the directory.
+func makeDir(fsys vfs.FS, dir string) error {
+	if info, err := fsys.Stat(dir); err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is a file, not a directory", dir)
+		}
+		return nil
+	}
+	parent := fsys.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fsys, parent); err != nil {
+			return err
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	return syncDir(fsys, parent)
+}
+
 // adoptHostname makes dir usable under the present host name.
 //
 // Dragonboat keeps everything in dir/<host name>/ and records the name in

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -113,12 +112,12 @@ func NewHost(c Config) (*Host, error) {
 func openDirectory(c *Config) (io.Closer, error) {
 	deployment := fmt.Sprintf("%020d", c.Deployment)
 	if c.FS != nil {
-		if err := c.FS.MkdirAll(c.Dir, 0o750); err != nil {
+		if err := makeDir(c.FS, c.Dir); err != nil {
 			return nil, fmt.Errorf("make raft directory: %w", err)
 		}
 		return nil, adoptHostname(c.FS, c.Dir, deployment)
 	}
-	if err := os.MkdirAll(c.Dir, 0o750); err != nil {
+	if err := makeDir(vfs.Default, c.Dir); err != nil {
 		return nil, fmt.Errorf("make raft directory: %w", err)
 	}
 	lock, err := lockDir(c.Dir)
