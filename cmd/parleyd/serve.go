@@ -51,12 +51,12 @@ func serve(s *settings, stderr io.Writer) error {
 			if err == nil {
 				a := b.Addresses()
 				log.Info().Str("name", b.Name()).Str("clients", a.Clients).Str("http", a.HTTP).Str("raft", a.Raft).
-					Dur("after", time.Since(started)).Msg("parleyd is ready")
+					Stringer("after", rounded(started)).Msg("parleyd is ready")
 			}
 		case <-b.Done():
 			return b.Wait()
 		case sig := <-signals:
-			log.Info().Str("signal", sig.String()).Dur("limit", shutdownLimit).Msg("parleyd stops; a second signal ends it at once")
+			log.Info().Str("signal", sig.String()).Stringer("limit", shutdownLimit).Msg("parleyd stops; a second signal ends it at once")
 			return stop(b, signals, log)
 		}
 	}
@@ -74,13 +74,14 @@ func start(ctx context.Context, cancel func(), s *settings, log zerolog.Logger, 
 		b, err := broker.Start(ctx, s.broker(log))
 		started <- result{b, err}
 	}()
-	for interrupted := false; ; {
+	interrupted := time.Time{}
+	for {
 		select {
 		case r := <-started:
-			if interrupted && r.err == nil {
+			switch {
+			case !interrupted.IsZero() && r.err == nil:
 				return nil, stop(r.b, signals, log)
-			}
-			if interrupted {
+			case !interrupted.IsZero():
 				return nil, nil
 			}
 			if bad := (*broker.ConfigError)(nil); errors.As(r.err, &bad) {
@@ -88,11 +89,12 @@ func start(ctx context.Context, cancel func(), s *settings, log zerolog.Logger, 
 			}
 			return r.b, r.err
 		case <-signals:
-			if interrupted {
+			if interrupted.IsZero() {
+				interrupted = time.Now()
+				cancel()
+			} else if time.Since(interrupted) >= sameSignal {
 				return nil, errNow
 			}
-			interrupted = true
-			cancel()
 		}
 	}
 }
@@ -103,17 +105,28 @@ func stop(b *broker.Broker, signals <-chan os.Signal, log zerolog.Logger) error 
 	began := time.Now()
 	closed := make(chan error, 1)
 	go func() { closed <- b.Close(ctx) }()
-	select {
-	case err := <-closed:
-		if err != nil {
-			return fmt.Errorf("stop: %w", err)
+	for {
+		select {
+		case err := <-closed:
+			if err != nil {
+				return fmt.Errorf("stop: %w", err)
+			}
+			log.Info().Stringer("after", rounded(began)).Msg("parleyd has stopped")
+			return b.Wait()
+		case <-signals:
+			if time.Since(began) >= sameSignal {
+				return errNow
+			}
 		}
-		log.Info().Dur("after", time.Since(began)).Msg("parleyd has stopped")
-		return b.Wait()
-	case <-signals:
-		return errNow
 	}
 }
+
+// sameSignal is how long after the first signal another one counts as the same:
+// a terminal, timeout(1) and some supervisors signal a process and then its
+// whole group.
+const sameSignal = 250 * time.Millisecond
+
+func rounded(since time.Time) time.Duration { return time.Since(since).Round(time.Millisecond) }
 
 // broker translates the settings for the broker package.
 func (s *settings) broker(log zerolog.Logger) broker.Config {
