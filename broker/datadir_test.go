@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -229,4 +230,29 @@ func TestHTTP(t *testing.T) {
 	if _, err := http.Get("http://" + b.Addresses().HTTP + "/healthz"); err == nil {
 		t.Error("HTTP is served after the stop")
 	}
+}
+
+// metric reads one figure of a broker's metrics.
+func metric(t *testing.T, address, name string) uint64 {
+	t.Helper()
+	res, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			v, err := strconv.ParseFloat(rest, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return uint64(v)
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }

@@ -22,10 +22,10 @@ type fetchBuffer struct {
 	m    interest.Message
 }
 
-// fetchKept bounds what a pooled buffer keeps.
-const fetchKept = wire.MaxBatch + 64<<10
+// A pooled buffer holds the largest answer: MaxFetch bytes, or one batch.
+const fetchSize = max(wire.MaxFetch, wire.MaxBatch)
 
-var fetchBuffers = sync.Pool{New: func() any { return &fetchBuffer{b: make([]byte, 0, 64<<10), head: make([]byte, 0, 256)} }}
+var fetchBuffers = sync.Pool{New: func() any { return &fetchBuffer{b: make([]byte, 0, fetchSize), head: make([]byte, 0, 256)} }}
 
 // fetch takes a request to $PARLEY.FETCH.<topic>.<partition>. It is answered
 // from a goroutine of its own, since it may read the disk or wait.
@@ -103,9 +103,6 @@ func (b *Broker) answerFetch(ctx context.Context, p *partition.Partition, q wire
 	f := fetchBuffers.Get().(*fetchBuffer)
 	defer f.put()
 	res, err := p.Fetch(ctx, partition.FetchRequest{Offset: q.Offset, MaxBytes: q.MaxBytes}, f.b[:0])
-	if cap(res.Batches) > cap(f.b) {
-		f.b = res.Batches[:0]
-	}
 	if err != nil {
 		b.refuseFetch(reply, wireError(err), err)
 		return
@@ -121,9 +118,7 @@ func (b *Broker) answerFetch(ctx context.Context, p *partition.Partition, q wire
 
 func (f *fetchBuffer) put() {
 	f.m = interest.Message{}
-	if cap(f.b) <= fetchKept {
-		fetchBuffers.Put(f)
-	}
+	fetchBuffers.Put(f)
 }
 
 // refuseFetch answers a fetch that failed: the reason as a header, the error as
