@@ -164,6 +164,9 @@ func (c *conn) greet() error {
 func (c *conn) secure() error {
 	const handshakeRecord = 0x16
 	c.raw.SetDeadline(time.Now().Add(c.server.config.TLSTimeout)) //nolint:errcheck // reads and writes report it
+	if c.isClosing() {
+		return net.ErrClosed // and its deadline may just have been overwritten
+	}
 	first := &firstByte{Conn: c.raw}
 	b, err := first.peek()
 	if err != nil {

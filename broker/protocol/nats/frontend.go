@@ -68,8 +68,8 @@ const (
 	closeTimeout = 2 * time.Second        // to write what is pending on a connection that closes
 	lingerTime   = 500 * time.Millisecond // for the client to read our last words before its own data makes the kernel reset the connection
 	lingerBytes  = 4 << 20
-	stallLimit   = 10 * time.Millisecond  // that a producer waits after one burst for a congested consumer
-	stuckAfter   = 250 * time.Millisecond // without progress a consumer is not waited for
+	stallLimit   = 10 * time.Millisecond // that a producer waits after one burst for a congested consumer
+	stuckAfter   = time.Second           // without progress a consumer is not waited for
 )
 
 func (c *Config) setDefaults() {

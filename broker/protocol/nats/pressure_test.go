@@ -116,11 +116,11 @@ func TestWriteDeadline(t *testing.T) {
 // than the producer sends, holds the producer back instead of being cut.
 func TestFastProducerWaitsForMovingConsumer(t *testing.T) {
 	t.Parallel()
-	s := serve(t, Config{MaxPending: 4 << 20})
+	s := serve(t, Config{MaxPending: 16 << 20})
 	slow, producer := connectRaw(t, s, ""), dial(t, s)
 	slow.send(t, "SUB s 1\r\nPING\r\n")
 	slow.expect(t, "PONG")
-	const count, size = 4000, 16 << 10
+	const count, size = 6000, 16 << 10
 	done := make(chan error, 1)
 	go func() {
 		payload := make([]byte, size)
