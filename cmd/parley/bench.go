@@ -38,6 +38,7 @@ const (
 	benchSeed     = 1                // of the payloads, so that runs compare
 	benchPool     = 8 << 20          // random bytes that payloads are cut from; more than any batch
 	benchBuffer   = 1 << 16          // records of one client that wait for their ack
+	benchQueue    = 4 << 20          // bytes of one client that wait for their ack, a partition
 	benchClients  = 1024
 	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
