@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -241,7 +242,8 @@ func (b *Broker) listen() error {
 	b.addresses.HTTP = l.Addr().String()
 	b.httpServer = &http.Server{
 		Handler: admin.New(admin.Options{
-			API: b.api, Registry: b.metrics.registry, NotReady: b.NotReady, Pprof: c.Pprof,
+			API: b.api, Registry: b.metrics.registry, Pprof: c.Pprof,
+			Started: func() bool { return b.routes.Load() != nil }, NotReady: b.NotReady,
 		}),
 		ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 	}
@@ -346,11 +348,23 @@ func (b *Broker) announce(ctx context.Context) error {
 	return nil
 }
 
+// advertised is what others dial. A listener on all interfaces has no address
+// that anybody could dial, so it is known by the machine's name.
 func advertised(address, listened string) string {
 	if address != "" {
 		return address
 	}
-	return listened
+	host, port, err := net.SplitHostPort(listened)
+	if err != nil {
+		return listened
+	}
+	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return listened
+	}
+	if host, err = os.Hostname(); err != nil {
+		return listened
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // locate notes where each replica's broker is, for Raft.

@@ -34,7 +34,7 @@ func TestPlainPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ack.Topic != "orders" || ack.Stream != "orders" || ack.Partition != 0 || ack.Offset != 0 || ack.Seq != 1 || ack.Duplicate {
+	if ack.Topic != "orders" || ack.Stream != "orders" || ack.Partition != 0 || ack.Offset != 0 || ack.Seq != 1 || ack.Duplicate || ack.Epoch != 2 {
 		t.Errorf("ack %+v", ack)
 	}
 	if got, err := live.NextMsg(brokertest.Wait); err != nil || string(got.Data) != "first" {

@@ -161,6 +161,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 	})
 	switch {
 	case err == nil:
+		k.stamp(ctx, p, c.Epoch)
 		s.setProblem("")
 		s.partition.Store(p)
 		b.ready.kick()
@@ -169,6 +170,35 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 		s.setProblem(err.Error())
 		b.ready.kick()
 		b.c.Logger.Error().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("partition could not be opened")
+	}
+}
+
+// stampWait bounds how long the opening of a new partition waits for its leader.
+const stampWait = 2 * time.Second
+
+// stamp commits a barrier with the epoch to a partition that has none yet, so
+// that its acks say which epoch they go by. It is no harm when it fails or comes
+// twice.
+func (k *carrier) stamp(ctx context.Context, p *partition.Partition, n uint64) {
+	if p.Status().Barrier > 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stampWait)
+	defer cancel()
+	look := time.NewTicker(readyLook / 4)
+	defer look.Stop()
+	for !p.Leading() {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if p.Status().Barrier > 0 { // it was in the log, above the checkpoint
+		return
+	}
+	if err := p.Barrier(ctx, n); err != nil {
+		k.b.c.Logger.Warn().Err(err).Uint64("epoch", n).Msg("partition could not be stamped with its epoch")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/parleymq/parley/broker/interest"
 	"github.com/parleymq/parley/broker/protocol"
@@ -41,6 +42,8 @@ type session struct {
 
 	// of the burst that is being read; zero until its first publish
 	burstMS, burstTick int64
+
+	awaited bool // the broker's start was waited for
 
 	fetches atomic.Int32 // under way; any goroutine
 }
@@ -214,10 +217,35 @@ func (s *session) choose(t *topic) int32 {
 // partition returns the open partition of that number.
 func (s *session) partition(t *topic, number int32) (*partition.Partition, *wire.Error) {
 	slot := t.parts[number]
-	if p := slot.partition.Load(); p != nil {
+	p := slot.partition.Load()
+	if p == nil || !p.Leading() && !s.b.ready.ready.Load() {
+		s.awaitStart()
+		p = slot.partition.Load()
+	}
+	if p != nil {
 		return p, nil
 	}
 	return nil, notHere(t.name, number, slot.problemText())
+}
+
+// startWait is how long a session's first publish to a partition that isn't
+// open yet waits for a broker that has just started.
+const startWait = 2 * time.Second
+
+// awaitStart spares clients that come back to a restarted broker at once an
+// error for each publish of its first moments. It waits once a session.
+func (s *session) awaitStart() {
+	if s.awaited || s.b.ready.ready.Load() {
+		return
+	}
+	s.awaited = true
+	t := time.NewTimer(startWait)
+	defer t.Stop()
+	select {
+	case <-s.b.ready.done:
+	case <-t.C:
+	case <-s.ctx.Done():
+	}
 }
 
 func (s *session) touch(p *partition.Partition) {

@@ -30,6 +30,7 @@ import (
 type Options struct {
 	API      *api.Handlers
 	Registry *prometheus.Registry
+	Started  func() bool   // the broker has read its epochs, so that API can answer
 	NotReady func() string // "" when the broker serves
 	Pprof    bool
 }
@@ -48,11 +49,9 @@ func New(o Options) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{
 		Registry: o.Registry, MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError,
 	}))
-	// The API answers once the broker has read its epochs; until then there is
-	// nothing to tell.
 	v1 := func(pattern string, f func(r *http.Request) (any, error)) {
 		mux.HandleFunc("GET /v1/"+pattern, func(w http.ResponseWriter, r *http.Request) {
-			if o.API.Store == nil {
+			if !o.Started() {
 				reply(w, nil, &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Description: o.NotReady()})
 				return
 			}
