@@ -82,7 +82,7 @@ func (c *conn) ok() {
 func (c *conn) connect(arg []byte) error {
 	options := defaultOptions
 	if err := json.Unmarshal(arg, &options); err != nil {
-		return fmt.Errorf("decode CONNECT (%v): %w", err, errUnknownOperation)
+		return fmt.Errorf("decode CONNECT (%w): %w", err, errUnknownOperation)
 	}
 	// Another CONNECT may make the client somebody else.
 	c.dropSubscriptions()
@@ -146,7 +146,7 @@ func (c *conn) authenticate(o *connectOptions) (Identity, error) {
 	}
 	identity, err := a.Authenticate(&credentials)
 	if err != nil {
-		return identity, fmt.Errorf("authenticate user %q (%v): %w", o.User, err, errAuthorization)
+		return identity, fmt.Errorf("authenticate user %q (%w): %w", o.User, err, errAuthorization)
 	}
 	c.mu.Lock()
 	c.auth.Stop()
