@@ -18,15 +18,15 @@ type track struct {
 	subject   string
 
 	// Guarded by r.mu.
-	queue   []chunk  // fetched and not yet taken by the consumer
-	bytes   int      // of queue
-	inLine  bool     // r.line holds it
-	fetchAt int64    // where the next fetch begins
-	end     int64    // read up to, not including; -1: no end
-	next    int64    // the log's next offset, as last heard
-	fresh   bool     // nothing was fetched yet of a partition that was added: start where it does
-	ended   bool     // the consumer has had everything up to end
-	err     error    // told to the consumer until Seek
+	queue   []chunk // fetched and not yet taken by the consumer
+	bytes   int     // of queue
+	inLine  bool    // r.line holds it
+	fetchAt int64   // where the next fetch begins
+	end     int64   // read up to, not including; -1: no end
+	next    int64   // the log's next offset, as last heard
+	fresh   bool    // nothing was fetched yet of a partition that was added: start where it does
+	ended   bool    // the consumer has had everything up to end
+	err     error   // told to the consumer until Seek
 
 	attempt  uint64 // the fetch under way, 0: none
 	token    uint64
