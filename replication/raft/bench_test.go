@@ -3,6 +3,7 @@ package raft
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,6 +51,31 @@ func BenchmarkPropose(b *testing.B) {
 	}
 }
 
+// BenchmarkFloor is what the disk gives: one append and one fdatasync after the other. An
+// absolute figure means little on a shared machine, its ratio to this one does.
+func BenchmarkFloor(b *testing.B) {
+	for _, size := range []int{1 << 10, 64 << 10, 256 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("size=%dKiB", size>>10), func(b *testing.B) {
+			f, err := os.CreateTemp(b.TempDir(), "floor")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			data := make([]byte, size)
+			rand.Read(data)
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				if _, err := f.Write(data); err != nil {
+					b.Fatal(err)
+				}
+				if err := f.Sync(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // benchmarkTune applies PARLEY_BENCH_LOGDB: "tan", or a log store's write buffer in MiB.
 func benchmarkTune(c *config.NodeHostConfig) {
 	switch v := os.Getenv("PARLEY_BENCH_LOGDB"); v {
@@ -89,6 +115,7 @@ func benchmarkPropose(b *testing.B, size, inflight int) {
 	b.ResetTimer()
 	pending := make([]replication.Pending, 0, inflight)
 	var worst time.Duration
+	busy := 0
 	last := time.Now()
 	for i := 0; i < b.N; i++ {
 		if len(pending) == inflight {
@@ -100,6 +127,11 @@ func benchmarkPropose(b *testing.B, size, inflight int) {
 			last = time.Now()
 		}
 		p, err := l.Propose(data, 30*time.Second)
+		for errors.Is(err, replication.ErrBusy) { // the log store stalls
+			busy++
+			time.Sleep(100 * time.Microsecond)
+			p, err = l.Propose(data, 30*time.Second)
+		}
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -112,4 +144,5 @@ func benchmarkPropose(b *testing.B, size, inflight int) {
 	}
 	b.StopTimer()
 	b.ReportMetric(float64(worst.Milliseconds()), "worst-ms")
+	b.ReportMetric(float64(busy)/10, "busy-ms")
 }

@@ -22,11 +22,17 @@ const (
 // cuts keeps the Raft logs short. A replica's log grows with what it applies, so the cut
 // follows bytes as much as entries. It is dragonboat's snapshot, which for a state machine on disk is
 // a note of the index that was synced, and the removal of entries before it.
+//
+// Beside each log's own limit there is one for all of them together, or many logs that
+// fill slowly would fill the disk. When it is reached, the longest is cut.
 type cuts struct {
 	h    *Host
 	mu   sync.Mutex
 	due  map[*replica]struct{}
 	wake chan struct{}
+
+	total   atomic.Int64 // bytes that all replicas applied since their last cuts
+	pressed atomic.Bool  // total is above its limit, and the longest log is not cut yet
 
 	done, failed atomic.Uint64
 	spent        atomic.Int64
@@ -40,28 +46,57 @@ func newCuts(h *Host) *cuts {
 // that grow alike are not cut together.
 func (c *cuts) limits(shard uint64) cutLimits {
 	spread := shard * 0x9e3779b97f4a7c15 >> 56 // 0..255
-	part := func(n uint64) uint64 { return n - n/4*spread/255 }
-	return cutLimits{
-		bytes: int64(part(uint64(c.h.config.SnapshotBytes))),
-		count: part(c.h.config.SnapshotCount),
-	}
+	part := func(n int64) int64 { return n - n/4*int64(spread)/255 }
+	return cutLimits{bytes: part(c.h.config.SnapshotBytes), count: part(c.h.config.SnapshotCount)}
 }
 
 // seed makes up for what was applied since the last cut before a restart, which isn't
-// recorded: half a limit, or a broker that is restarted often would never cut.
+// recorded: half a limit, or a broker that is restarted often would never cut. It doesn't
+// count towards the total, where it would be mostly wrong.
 func (c *cuts) seed(p *replica) {
-	p.machine.bytes.Add(p.machine.limits.bytes / 2)
+	p.machine.seed.Store(p.machine.limits.bytes / 2)
 	p.machine.count.Add(p.machine.limits.count / 2)
 }
 
-// ask puts a replica in the queue, which is as long as there are replicas.
+// grown is told of each batch that p applied.
+func (c *cuts) grown(p *replica, size int64) {
+	m := p.machine
+	if m.bytes.Load()+m.seed.Load() >= m.limits.bytes || m.count.Load() >= m.limits.count {
+		c.ask(p)
+	}
+	if c.total.Add(size) >= c.h.config.LogBytes && c.pressed.CompareAndSwap(false, true) {
+		c.notify()
+	}
+}
+
+// gone takes a closed replica out of the total.
+func (c *cuts) gone(p *replica) { c.total.Add(-p.machine.bytes.Swap(0)) }
+
+// ask puts a replica in the queue, which is as long as there are replicas. It is called with each
+// batch that is applied beyond the limit, until the cut is done.
 func (c *cuts) ask(p *replica) {
+	if !p.cutting.CompareAndSwap(false, true) {
+		return
+	}
 	c.mu.Lock()
-	_, asked := c.due[p]
 	c.due[p] = struct{}{}
 	c.mu.Unlock()
-	if !asked {
-		c.notify()
+	c.notify()
+}
+
+// longest queues the log that grew most since its last cut.
+func (c *cuts) longest() {
+	var most *replica
+	c.h.mu.Lock()
+	for _, p := range c.h.replicas {
+		if p.launched && !p.cutting.Load() && p.machine.bytes.Load() > 0 &&
+			(most == nil || p.machine.bytes.Load() > most.machine.bytes.Load()) {
+			most = p
+		}
+	}
+	c.h.mu.Unlock()
+	if most != nil {
+		c.ask(most)
 	}
 }
 
@@ -93,7 +128,15 @@ func (c *cuts) run() {
 			return
 		case <-c.wake:
 		}
-		for p := c.take(); p != nil; p = c.take() {
+		for {
+			if c.pressed.Load() && c.total.Load() >= c.h.config.LogBytes {
+				c.longest()
+			}
+			p := c.take()
+			if p == nil {
+				c.pressed.Store(false)
+				break
+			}
 			c.cut(p)
 			if stopped(c.h.stop) {
 				return
@@ -103,26 +146,27 @@ func (c *cuts) run() {
 }
 
 func (c *cuts) cut(p *replica) {
+	defer p.cutting.Store(false)
+	if p.isClosed() {
+		return
+	}
 	start := time.Now()
 	m := p.machine
-	bytes, count := m.bytes.Load(), m.count.Load()
-	if bytes < m.limits.bytes && count < m.limits.count || p.isClosed() {
-		return // it was cut since it asked
-	}
+	// Whether it works or not, the next try comes when as much was applied again.
+	bytes, count := m.bytes.Swap(0), m.count.Swap(0)
+	c.total.Add(-bytes)
+	m.seed.Store(0)
 	retain := uint64(float64(count) * min(1, float64(c.h.config.RetainBytes)/float64(max(bytes, 1))))
 	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout)
 	defer cancel()
 	halt, unhook := c.h.whileRunning(ctx)
 	defer unhook()
 	err := c.request(p, retain, halt)
-	// Whether it worked or not, the next try comes when as much was applied again.
-	m.bytes.Add(-bytes)
-	m.count.Add(^(count - 1))
 	switch {
 	case err == nil:
 		c.done.Add(1)
 		c.spent.Add(int64(time.Since(start)))
-		c.h.logger.Debug().Uint64("log", p.Shard).Int64("bytes", bytes).Uint64("entries", count).
+		c.h.logger.Debug().Uint64("log", p.Shard).Int64("bytes", bytes).Int64("entries", count).
 			Dur("took", time.Since(start)).Msg("raft log was cut")
 	case p.isClosed() || stopped(c.h.stop):
 	default:

@@ -50,6 +50,7 @@ const (
 	DefaultSnapshotBytes  = 256 << 20
 	DefaultSnapshotCount  = 1 << 20
 	DefaultRetainBytes    = 16 << 20
+	DefaultLogBytes       = 1 << 30
 	DefaultMaxLink        = 64 << 20
 	DefaultWriteBuffer    = 64 << 20
 )
@@ -89,9 +90,11 @@ type Config struct {
 
 	// A replica's log is cut after SnapshotBytes or SnapshotCount applied since the last
 	// cut; about RetainBytes stay for followers that lag a little.
+	// The longest is cut earlier when all together have LogBytes.
 	SnapshotBytes int64
-	SnapshotCount uint64
+	SnapshotCount int64
 	RetainBytes   int64
+	LogBytes      int64
 
 	MaxLink     uint64 // bytes that wait for one link, in each direction
 	WriteBuffer int    // bytes of the log store's memory tables; up to four exist under load
@@ -125,6 +128,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.SnapshotBytes, DefaultSnapshotBytes)
 	setDefault(&c.SnapshotCount, DefaultSnapshotCount)
 	setDefault(&c.RetainBytes, DefaultRetainBytes)
+	setDefault(&c.LogBytes, DefaultLogBytes)
 	setDefault(&c.MaxLink, DefaultMaxLink)
 	setDefault(&c.WriteBuffer, DefaultWriteBuffer)
 	if c.Dial == nil {

@@ -225,8 +225,11 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	}
 	r := p.Replica
 	limits := h.cuts.limits(r.Shard)
-	p.machine = newMachine(sm, opened, limits, h.fatal, func() { h.cuts.ask(p) })
+	p.machine = newMachine(sm, opened, limits, h.fatal, func(size int64) { h.cuts.grown(p, size) })
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
+	if known {
+		h.cuts.seed(p)
+	}
 	switch {
 	case !known && opened > 0:
 		// Dragonboat would panic, and rightly: entries up to opened can't be vouched for.
@@ -242,10 +245,9 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 		_ = sm.Close()
 		return err
 	}
+	h.mu.Lock()
 	p.launched = true
-	if known {
-		h.cuts.seed(p)
-	}
+	h.mu.Unlock()
 	h.campaigns.ask(p)
 	return nil
 }
@@ -440,6 +442,7 @@ func (h *Host) Figures() map[string]float64 {
 		"leaders":           float64(leaders),
 		"proposals_dropped": float64(h.dropped.Load()),
 		"proposals_unknown": float64(h.unknown.Load()),
+		"uncut_bytes":       float64(h.cuts.total.Load()),
 		"cuts":              float64(h.cuts.done.Load()),
 		"cuts_failed":       float64(h.cuts.failed.Load()),
 		"cut_seconds":       time.Duration(h.cuts.spent.Load()).Seconds(),

@@ -76,6 +76,32 @@ func TestLogIsCut(t *testing.T) {
 	}
 }
 
+// Many logs that fill slowly are cut when all together are long.
+func TestLogsAreCutTogether(t *testing.T) {
+	t.Parallel()
+	c := testConfig(t.TempDir())
+	c.LogBytes = 1 << 20
+	h := mustHost(t, c)
+	data := make([]byte, 32<<10)
+	for shard := uint64(1); shard <= 8; shard++ {
+		l, err := h.Start(t.Context(), replication.Replica{Shard: shard, Replica: 1, Initial: map[uint64]string{1: h.Address()}}, discard{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitLead(t, l)
+		for range 12 { // 384 KiB a log, 3 MiB in all
+			mustPropose(t, l, string(data))
+		}
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for f := h.Figures(); f["cuts"] < 2 || f["uncut_bytes"] >= float64(c.LogBytes); f = h.Figures() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v", f)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func size(t *testing.T, dir string) (n int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

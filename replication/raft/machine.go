@@ -19,24 +19,27 @@ type machine struct {
 	sm      replication.StateMachine
 	opened  uint64
 	fatal   func(error)
-	cut     func() // tells the compactor that the log has grown enough
+	grown   func(size int64) // tells what was applied
 	limits  cutLimits
 	applied atomic.Uint64
 	closed  chan struct{}
 	err     error // of Close; read after closed
 
 	entries []replication.Entry // reused by Update
-	bytes   atomic.Int64        // applied since the last cut
-	count   atomic.Uint64
+
+	// Applied since the last cut.
+	bytes atomic.Int64
+	count atomic.Int64
+	seed  atomic.Int64 // bytes that may have been applied before the start
 }
 
 type cutLimits struct {
 	bytes int64
-	count uint64
+	count int64
 }
 
-func newMachine(sm replication.StateMachine, opened uint64, limits cutLimits, fatal func(error), cut func()) *machine {
-	m := &machine{sm: sm, opened: opened, fatal: fatal, cut: cut, limits: limits, closed: make(chan struct{})}
+func newMachine(sm replication.StateMachine, opened uint64, limits cutLimits, fatal func(error), grown func(int64)) *machine {
+	m := &machine{sm: sm, opened: opened, fatal: fatal, grown: grown, limits: limits, closed: make(chan struct{})}
 	m.applied.Store(opened)
 	return m
 }
@@ -65,10 +68,9 @@ func (m *machine) Update(in []statemachine.Entry) ([]statemachine.Entry, error) 
 		entries[i] = replication.Entry{}
 	}
 	m.applied.Store(in[len(in)-1].Index)
-	bytes, count := m.bytes.Add(int64(size)), m.count.Add(uint64(len(in)))
-	if bytes >= m.limits.bytes || count >= m.limits.count {
-		m.cut()
-	}
+	m.bytes.Add(int64(size))
+	m.count.Add(int64(len(in)))
+	m.grown(int64(size))
 	return in, nil
 }
 
@@ -132,8 +134,6 @@ func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 	}
 	if err == nil {
 		m.applied.Store(binary.BigEndian.Uint64(index[:]))
-		m.bytes.Store(0)
-		m.count.Store(0)
 		return nil
 	}
 	if stopped(stop) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lni/dragonboat/v4"
@@ -29,9 +30,11 @@ type replica struct {
 	h       *Host
 	session *client.Session
 
-	// Set by Host.Start.
+	// Set by Host.Start. Whoever else looks for the machine sees launched first.
 	machine  *machine
-	launched bool
+	launched bool // guarded by Host.mu
+
+	cutting atomic.Bool // a cut was asked for and is not done
 
 	mu         sync.Mutex
 	leadership replication.Leadership
@@ -236,6 +239,7 @@ func (p *replica) Close() error {
 		}
 		<-p.machine.closed
 		p.h.release(p)
+		p.h.cuts.gone(p)
 		if p.machine.err != nil {
 			p.closeErr = fmt.Errorf("close state machine of log %d: %w", p.Shard, p.machine.err)
 		}
