@@ -20,11 +20,13 @@ func bubble(t *testing.T, fl faults, topics map[string]int, f func(t *testing.T,
 		defer cancel()
 		m := newModel(1, fl, topics)
 		c := m.client(WithRequestTimeout(time.Second))
+		defer func() {
+			if err := c.Close(ctx); err != nil {
+				t.Errorf("close: %v", err)
+			}
+			time.Sleep(2 * time.Minute) // virtual: stragglers arrive while the bubble lives
+		}()
 		f(t, ctx, m, c)
-		if err := c.Close(ctx); err != nil {
-			t.Errorf("close: %v", err)
-		}
-		time.Sleep(time.Minute) // virtual: stragglers arrive while the bubble lives
 	})
 }
 

@@ -35,6 +35,9 @@ type model struct {
 	payload int
 }
 
+// modelFetchWait is how long the model holds a fetch at the end of the log.
+const modelFetchWait = time.Second / 2
+
 // faults are probabilities, 0 to 1, per message.
 type faults struct {
 	dropRequest, dropAnswer float64
@@ -160,7 +163,11 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 			})
 		}
 		if !m.roll(m.faults.dropAnswer, "answer dropped") {
-			time.AfterFunc(m.wait(), func() { m.answer(token, conn, r) })
+			wait := m.wait()
+			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 {
+				wait += modelFetchWait
+			}
+			time.AfterFunc(wait, func() { m.answer(token, conn, r) })
 		}
 	})
 	return token, nil
