@@ -96,6 +96,6 @@ the context chosen with "parley context use".`,
 	group("data", a.topicCommand(), a.pubCommand(), a.subCommand())
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
 	group("measure", a.demoCommand(), a.benchCommand(), a.checkCommand())
-	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand())
+	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand(), a.proofCommand())
 	return root
 }
