@@ -422,6 +422,9 @@ func TestSessionCalls(t *testing.T) {
 		defer s.broker.mu.Unlock()
 		return len(s.broker.taken) == 1 && s.broker.flushes > 0
 	})
+	// The session answers when it is flushed, which must be before PONG.
+	a.send(t, "SUB in 1\r\nPUB topic.a in 1\r\n2\r\nPING\r\n")
+	a.expect(t, "MSG in 1 26", `{"stream":"topic","seq":2}`, "PONG")
 	a.conn.Close()
 	until(t, "the session is closed", func() bool {
 		s.broker.mu.Lock()
