@@ -52,7 +52,9 @@ type session struct {
 func (b *Broker) Attach(c protocol.Client) protocol.Session {
 	ctx, cancel := context.WithCancel(b.ctx)
 	b.metrics.sessions.Inc()
-	return &session{b: b, client: c, ctx: ctx, cancel: cancel, turn: b.turns.Add(1)}
+	s := &session{b: b, client: c, ctx: ctx, cancel: cancel, turn: b.turns.Add(1)}
+	s.pub.Stalled = c.Stalled
+	return s
 }
 
 // Publish implements protocol.Session.

@@ -16,6 +16,7 @@ type Publication struct {
 	Expect   int64  // compare-and-append: the partition's next offset; -1 none
 	Reply    []byte // handed back to Receiver
 	Receiver Receiver
+	Stalled  func() // called before Append waits for room; nil: nobody cares
 }
 
 // appender gathers what is to be appended and proposes it in groups.
@@ -68,7 +69,7 @@ func newAppender(p *Partition) *appender {
 
 // admit waits until the queue has room and this replica leads. It returns with
 // mu held unless it fails.
-func (a *appender) admit(ctx context.Context, size, count int) *Error {
+func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *Error {
 	if a.p.c.DiskFull != nil && a.p.c.DiskFull() {
 		return describe(ErrDiskFull, "%s: free disk space is below the floor: publishing resumes by itself once there is room", a.p.name)
 	}
@@ -93,6 +94,9 @@ func (a *appender) admit(ctx context.Context, size, count int) *Error {
 			t := time.NewTimer(lim.BusyWait)
 			defer t.Stop()
 			timer = t.C
+			if stalled != nil {
+				stalled()
+			}
 		}
 		select {
 		case <-freed:
@@ -118,7 +122,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 	if pub.MsgID != nil {
 		hash = hashMessageID(pub.MsgID)
 	}
-	if err := a.admit(ctx, size, 1); err != nil {
+	if err := a.admit(ctx, size, 1, pub.Stalled); err != nil {
 		return err
 	}
 	if pub.MsgID != nil {
@@ -207,7 +211,7 @@ func (a *appender) finishItem() {
 
 // appendBatch takes a batch that the caller has checked, with its message ids.
 func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, expect int64, reply []byte, rcv Receiver) *Error {
-	if err := a.admit(ctx, len(b), b.Count()); err != nil {
+	if err := a.admit(ctx, len(b), b.Count(), nil); err != nil {
 		return err
 	}
 	if len(ids) > 0 {
