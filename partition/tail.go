@@ -30,13 +30,16 @@ const (
 	minTailBytes = 256 << 10
 )
 
-// tail holds the newest chunks. The caller guards it; chunks' Data never
-// changes once it is here, so readers may use it after they let go of the guard.
+// tail holds the newest chunks. The caller guards it. What from returns is used
+// after the guard was let go: so an element of chunks never changes once it is
+// there, dropping only moves head, and what was dropped is given up by moving to
+// a new array.
 type tail struct {
-	chunks []storage.Chunk
-	head   int
-	bytes  int64
-	budget *TailBudget
+	chunks  []storage.Chunk
+	head    int
+	bytes   int64
+	dropped int64 // bytes that the array still holds before head
+	budget  *TailBudget
 }
 
 func (t *tail) push(c storage.Chunk) {
@@ -55,18 +58,17 @@ func (t *tail) shrink(limit int64) {
 	for t.bytes > limit && t.head < len(t.chunks)-1 {
 		t.drop()
 	}
-	if t.head > 64 && t.head*2 > len(t.chunks) {
-		n := copy(t.chunks, t.chunks[t.head:])
-		clear(t.chunks[n:])
-		t.chunks, t.head = t.chunks[:n], 0
+	if t.dropped > limit/4 || t.head > 1024 && t.head*2 > len(t.chunks) {
+		live := t.chunks[t.head:]
+		t.chunks, t.head, t.dropped = append(make([]storage.Chunk, 0, 2*len(live)), live...), 0, 0
 	}
 }
 
 func (t *tail) drop() {
 	n := int64(len(t.chunks[t.head].Data))
-	t.chunks[t.head] = storage.Chunk{}
 	t.head++
 	t.bytes -= n
+	t.dropped += n
 	t.budget.add(-n)
 }
 
@@ -74,7 +76,7 @@ func (t *tail) clear() {
 	for t.head < len(t.chunks) {
 		t.drop()
 	}
-	t.chunks, t.head = nil, 0
+	t.chunks, t.head, t.dropped = nil, 0, 0
 }
 
 // from returns the chunks that hold offset and what follows, or nil when the
