@@ -295,7 +295,7 @@ func (b *Broker) openParts() (err error) {
 		return err
 	}
 	b.checkpoints, err = storage.OpenCheckpointer(filepath.Join(b.dir.sub(logDir), "checkpoints"), b.engine,
-		storage.CheckpointOptions{OnFatal: b.fatal, Logger: logger})
+		storage.CheckpointOptions{Every: c.CheckpointEvery, OnFatal: b.fatal, Logger: logger})
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,10 @@ type Config struct {
 	FreeSpace func(dir string) (free, total uint64, err error)
 	// PurgeEvery is how often deleted topics are looked at; default a minute.
 	PurgeEvery time.Duration
-	Limits     Limits
+	// CheckpointEvery and RetentionEvery replace the partitions' defaults.
+	CheckpointEvery time.Duration
+	RetentionEvery  time.Duration
+	Limits          Limits
 }
 
 // Limits of what a broker does at once.
