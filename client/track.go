@@ -18,15 +18,16 @@ type track struct {
 	subject   string
 
 	// Guarded by r.mu.
-	queue   []chunk // fetched and not yet taken by the consumer
-	bytes   int     // of queue
-	inLine  bool    // r.line holds it
-	fetchAt int64   // where the next fetch begins
-	end     int64   // read up to, not including; -1: no end
-	next    int64   // the log's next offset, as last heard
-	fresh   bool    // nothing was fetched yet of a partition that was added: start where it does
-	ended   bool    // the consumer has had everything up to end
-	err     error   // told to the consumer until Seek
+	queue   []chunk  // fetched and not yet taken by the consumer
+	bytes   int      // of queue
+	inLine  bool     // r.line holds it
+	fetchAt int64    // where the next fetch begins
+	end     int64    // read up to, not including; -1: no end
+	next    int64    // the log's next offset, as last heard
+	gap     [2]int64 // offsets on both sides of a hole that was shown once
+	fresh   bool     // nothing was fetched yet of a partition that was added: start where it does
+	ended   bool     // the consumer has had everything up to end
+	err     error    // told to the consumer until Seek
 
 	attempt  uint64 // the fetch under way, 0: none
 	token    uint64
@@ -137,10 +138,7 @@ func (t *track) arrived(rep *reply, now time.Time) {
 	if n, err := strconv.ParseInt(rep.headerValue(wire.HeaderNext), 10, 64); err == nil {
 		t.next = n
 	}
-	at, err := lastOffset(rep.data)
-	if err == nil && len(rep.data) > 0 && at < t.fetchAt {
-		err = fmt.Errorf("batches up to offset %d in answer to a fetch from %d", at, t.fetchAt)
-	}
+	at, err := t.lastOffset(rep.data)
 	if err != nil {
 		t.failed(&Error{Code: 500, Reason: wire.ReasonDamaged, Retriable: true, Description: "fetch: " + err.Error()}, nil, now)
 		return
@@ -164,15 +162,27 @@ func (t *track) arrived(rep *reply, now time.Time) {
 	t.r.enqueue(t)
 }
 
-// lastOffset is the last offset of whole batches one behind the other; it looks at
-// their headers only.
-func lastOffset(data []byte) (last int64, err error) {
-	var b record.Batch
-	for len(data) > 0 {
-		if b, data, err = record.Split(data); err != nil {
+// lastOffset is the last offset of the batches in an answer. It looks at their
+// headers only, of which the checksum doesn't cover the base offset: so they
+// must adjoin each other and what was read before. A gap is believed when the
+// partition shows it twice.
+func (t *track) lastOffset(data []byte) (int64, error) {
+	last := t.fetchAt - 1
+	for first := true; len(data) > 0; first = false {
+		b, rest, err := record.Split(data)
+		if err != nil {
 			return 0, err
 		}
-		last = b.LastOffset()
+		data = rest
+		base, end := b.BaseOffset(), b.LastOffset()
+		if base <= last && !first || end <= last {
+			return 0, fmt.Errorf("a batch from offset %d to %d follows offset %d", base, end, last)
+		}
+		if base > last+1 && t.gap != [2]int64{last, base} {
+			t.gap = [2]int64{last, base}
+			return 0, fmt.Errorf("no batch between offsets %d and %d", last, base)
+		}
+		last = end
 	}
 	return last, nil
 }
