@@ -68,9 +68,9 @@ the context chosen with "parley context use".`,
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.SortFlags = false
+	flags.SortFlags, root.Flags().SortFlags = false, false
 	flags.StringVar(&a.settings.Server, "server", "", "broker `URLs`, separated by commas (default "+defaultServer+")")
-	flags.StringVarP(&a.output, "output", "o", outputTable, "`table|json`")
+	flags.StringVarP(&a.output, "output", "o", outputTable, "print `table|json`")
 	flags.DurationVar(&a.timeout, "timeout", 5*time.Second, "how long one request may take")
 	flags.StringVar(&a.settings.User, "user", "", "user `name`")
 	flags.StringVar(&a.settings.Password, "password", "", "password (PARLEY_PASSWORD keeps it out of the process list)")
