@@ -9,7 +9,7 @@ import (
 // A Partitioner chooses among a topic's partitions, of which there are n, at
 // least 1. -1 leaves the choice to the Producer, which fills one partition's batch
 // after another (sticky). It is called from any goroutine that sends.
-type Partitioner func(r *Record, n int32) int32
+type Partitioner func(r Record, n int32) int32
 
 // AnyPartition is what a Partitioner returns to leave the choice to the Producer.
 const AnyPartition int32 = -1
@@ -17,7 +17,7 @@ const AnyPartition int32 = -1
 // ByKey is the default: murmur2 of the key, as Kafka's clients do it, so that all
 // records of a key go to one partition in order; records without a key go anywhere.
 // When partitions are added, keys map anew.
-func ByKey(r *Record, n int32) int32 {
+func ByKey(r Record, n int32) int32 {
 	if r.Key == nil {
 		return AnyPartition
 	}
@@ -25,11 +25,11 @@ func ByKey(r *Record, n int32) int32 {
 }
 
 // ByRecord sends each record to its field Partition.
-func ByRecord(r *Record, _ int32) int32 { return r.Partition }
+func ByRecord(r Record, _ int32) int32 { return r.Partition }
 
 // ToPartition sends every record to one partition.
 func ToPartition(partition int32) Partitioner {
-	return func(*Record, int32) int32 { return partition }
+	return func(Record, int32) int32 { return partition }
 }
 
 func partitionNotFound(topic string, partition, n int32) *Error {

@@ -233,7 +233,7 @@ func (p *Producer) send(ctx context.Context, r *Record, fn func(Ack, error)) (Fu
 	size += recordOverhead * (1 + len(r.Headers))
 
 	n := p.view.partitions.Load()
-	partition := p.cfg.partitioner(r, n)
+	partition := p.cfg.partitioner(*r, n)
 	if partition >= n || partition < AnyPartition {
 		p.c.topics.stale()
 		return Future{}, partitionNotFound(p.topic, partition, n)

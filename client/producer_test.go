@@ -138,7 +138,7 @@ func badDay(t *testing.T, seed uint64) (counts map[string]int, acked, rejectedN,
 	opts := []ProducerOption{
 		BatchBytes(1024 + rng.IntN(4000)), GiveUp(giveUp), Compression([]Codec{None, LZ4, Snappy}[rng.IntN(3)]),
 		Linger(time.Duration(rng.IntN(2)*rng.IntN(10)) * time.Millisecond),
-		PartitionBy(func(r *Record, n int32) int32 { return r.Partition }),
+		PartitionBy(ByRecord),
 	}
 	p, err := c.NewProducer(ctx, "t", opts...)
 	if err != nil {
