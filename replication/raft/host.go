@@ -91,9 +91,7 @@ func NewHost(c Config) (*Host, error) {
 		}
 	}
 	h.address = listener.Addr().String()
-	h.transport = newTransport(listener, &c, func(event string, err error) {
-		h.logger.Warn().Err(err).Msg(event)
-	})
+	h.transport = newTransport(listener, &c, h.warn)
 	enlist(h)
 	if h.nh, err = newNodeHost(h, &c); err != nil {
 		delist(h)
@@ -225,7 +223,7 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	}
 	r := p.Replica
 	limits := h.cuts.limits(r.Shard)
-	p.machine = newMachine(sm, opened, limits, h.fatal, func(size int64) { h.cuts.grown(p, size) })
+	p.machine = newMachine(sm, opened, limits, h.fatal, h.warn, func(size int64) { h.cuts.grown(p, size) })
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
 	if known {
 		h.cuts.seed(p)
@@ -252,48 +250,44 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	return nil
 }
 
-// launch hands the replica to dragonboat. A replica that joined is told so at each
-// start, because it must start as non-voting even when it was promoted since;
-// whether it joined is in dragonboat's bootstrap record, which can only be
-// probed.
+// launch hands the replica to dragonboat.
+//
+// A replica that joined must be told so at each start, because it has to start as
+// non-voting even when it was promoted since. Whether it joined is in dragonboat's
+// bootstrap record, which can't be read, but which refuses what doesn't fit: so the
+// caller's word is tried first, then the other ways.
 func (h *Host) launch(halt <-chan struct{}, p *replica, known bool) error {
 	r := p.Replica
+	initial := make(map[uint64]string, len(r.Initial))
 	for id, address := range r.Initial {
 		h.registry.hint(r.Shard, id, address)
+		initial[id] = target(r.Shard, id)
 	}
-	initial := func() map[uint64]string {
-		if known {
-			return nil // as recorded
-		}
-		targets := make(map[uint64]string, len(r.Initial))
-		for id := range r.Initial {
-			targets[id] = target(r.Shard, id)
-		}
-		return targets
+	type way struct {
+		members map[uint64]string
+		join    bool
 	}
-	attempt := func(join bool) error {
-		c := h.config.replicaConfig(r.Shard, r.Replica)
-		c.IsNonVoting = join
-		var members map[uint64]string
-		if !join {
-			members = initial()
-		}
-		create := func(uint64, uint64) statemachine.IOnDiskStateMachine { return p.machine }
-		return h.nh.StartOnDiskReplica(members, join, create, c)
+	var ways []way
+	switch {
+	case !known:
+		ways = []way{{initial, r.Join}}
+	case len(initial) > 0:
+		ways = []way{{initial, false}, {nil, true}, {nil, false}}
+	default:
+		ways = []way{{nil, true}, {nil, false}}
 	}
-	join := r.Join || known && len(r.Initial) == 0
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
+	create := func(uint64, uint64) statemachine.IOnDiskStateMachine { return p.machine }
 	for {
-		err := attempt(join)
-		if known && errors.Is(err, dragonboat.ErrInvalidShardSettings) {
-			known, join = false, !join // once
-			err = attempt(join)
-			if errors.Is(err, dragonboat.ErrShardAlreadyExist) {
-				known, join = true, !join
-			}
-		}
-		if !errors.Is(err, dragonboat.ErrShardAlreadyExist) {
+		c := h.config.replicaConfig(r.Shard, r.Replica)
+		c.IsNonVoting = ways[0].join
+		err := h.nh.StartOnDiskReplica(ways[0].members, ways[0].join, create, c)
+		switch {
+		case errors.Is(err, dragonboat.ErrInvalidShardSettings) && len(ways) > 1:
+			ways = ways[1:]
+			continue
+		case !errors.Is(err, dragonboat.ErrShardAlreadyExist):
 			return err
 		}
 		// Its last run is being unloaded.
@@ -416,6 +410,8 @@ func closeNodeHost(nh *dragonboat.NodeHost) (err error) {
 	nh.Close()
 	return nil
 }
+
+func (h *Host) warn(event string, err error) { h.logger.Warn().Err(err).Msg(event) }
 
 // fatal tells OnFatal, once.
 func (h *Host) fatal(err error) {

@@ -19,6 +19,7 @@ type machine struct {
 	sm      replication.StateMachine
 	opened  uint64
 	fatal   func(error)
+	warn    func(event string, err error)
 	grown   func(size int64) // tells what was applied
 	limits  cutLimits
 	applied atomic.Uint64
@@ -38,8 +39,8 @@ type cutLimits struct {
 	count int64
 }
 
-func newMachine(sm replication.StateMachine, opened uint64, limits cutLimits, fatal func(error), grown func(int64)) *machine {
-	m := &machine{sm: sm, opened: opened, fatal: fatal, grown: grown, limits: limits, closed: make(chan struct{})}
+func newMachine(sm replication.StateMachine, opened uint64, limits cutLimits, fatal func(error), warn func(string, error), grown func(int64)) *machine {
+	m := &machine{sm: sm, opened: opened, fatal: fatal, warn: warn, grown: grown, limits: limits, closed: make(chan struct{})}
 	m.applied.Store(opened)
 	return m
 }
@@ -121,6 +122,7 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 	case stopped(stop):
 		return statemachine.ErrSnapshotStopped
 	default:
+		m.warn("raft snapshot was not sent", err)
 		return statemachine.ErrSnapshotStreaming
 	}
 }
