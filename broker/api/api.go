@@ -61,7 +61,7 @@ type Handlers struct {
 
 type handler func(h *Handlers, ctx context.Context, req []byte) (any, error)
 
-var handlers = map[string]handler{
+var requests = map[string]handler{
 	wire.APITopicCreate:   with((*Handlers).TopicCreate),
 	wire.APITopicList:     with((*Handlers).TopicList),
 	wire.APITopicDescribe: with((*Handlers).TopicDescribe),
@@ -120,7 +120,7 @@ func (h *Handlers) call(ctx context.Context, subject string, req []byte) (res an
 			err = failf(500, wire.ReasonInternal, "the request failed inside the broker, its log says more")
 		}
 	}()
-	f, ok := handlers[subject]
+	f, ok := requests[subject]
 	switch {
 	case !ok:
 		return nil, failf(404, wire.ReasonBadRequest, "there is no request %s; this broker's version is %s", subject, h.Version)

@@ -1,0 +1,146 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// still is a runtime in which every partition is led by broker 1 and has ten
+// records.
+type still struct{ leader uint64 }
+
+func (s still) Partition(uint64, int32) PartitionStatus {
+	return PartitionStatus{Leader: s.leader, Term: 1, InSync: []uint64{1}, Next: 10}
+}
+func (still) OffsetAt(context.Context, uint64, int32, int64) (int64, error) { return 5, nil }
+func (still) Carried(context.Context, uint64)                               {}
+func (still) Problems() []string                                            { return nil }
+
+func handlers(t testing.TB, brokers int) *Handlers {
+	t.Helper()
+	s, err := epoch.OpenSolo(epoch.Options{Dir: t.TempDir(), By: "b1", Clock: time.Now, Genesis: func() *config.Config {
+		c := &config.Config{Council: []uint64{1}, NextBroker: uint64(brokers) + 1, NextTopic: 1, NextShard: 1, NextReplica: 1}
+		for i := range brokers {
+			c.Brokers = append(c.Brokers, config.Broker{ID: uint64(i) + 1, Name: fmt.Sprintf("b%d", i+1), Incarnation: fmt.Sprint(i), Weight: 1})
+		}
+		return c
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	if _, err := s.Propose(t.Context(), func(next *config.Config) error { next.ClusterID = "c"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return &Handlers{Store: s, Runtime: still{leader: 1}, Version: "test", Clock: time.Now, MaxRecord: 1 << 20, Logger: zerolog.Nop()}
+}
+
+// TestThreeBrokers: what changes once there are more brokers than one.
+func TestThreeBrokers(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 3)
+	if res, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "t", Partitions: 6}); err != nil || res.Detail != "6 partitions, 3 replicas" {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if res, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "t", Partitions: 6, Replicas: 3}); err != nil || res.Change != "unchanged" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if _, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "u", Replicas: 4}); !errors.Is(err, &wire.Error{Reason: wire.ReasonInvalidConfig}) || !strings.Contains(err.Error(), "3 active brokers") {
+		t.Errorf("4 replicas: %v", err)
+	}
+	if _, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "one", Replicas: 1}); err != nil {
+		t.Error(err)
+	}
+	first := map[uint64]int{}
+	c := h.Store.Current()
+	for _, p := range c.Topic("t").Partitions {
+		first[p.Replicas[0].Broker]++
+	}
+	if len(first) != 3 || first[1] != 2 || first[2] != 2 {
+		t.Errorf("first replicas %v", first)
+	}
+	health, err := h.ClusterHealth(t.Context(), None{})
+	if err != nil || health.Healthy || len(health.Problems) != 6 || len(health.Warnings) != 1 {
+		t.Errorf("%+v, %v", health, err)
+	}
+	status, err := h.ClusterStatus(t.Context(), None{})
+	if err != nil || status.UnderReplicated != 6 || status.Partitions != 7 || status.Brokers[0].Leaders != 7 {
+		t.Errorf("%+v, %v", status, err)
+	}
+	h.Runtime = still{}
+	if _, err := h.Offset(t.Context(), wire.OffsetRequest{Topic: "t"}); !errors.Is(err, &wire.Error{Reason: wire.ReasonNotLeader}) {
+		t.Errorf("offset without a leader: %v", err)
+	}
+}
+
+// TestTooManyReplicas: the limit of the cluster is told, and nothing is kept of
+// the attempt.
+func TestTooManyReplicas(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 1)
+	for i := range 19 {
+		if _, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: fmt.Sprintf("t%d", i), Partitions: 1024}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := h.Store.Current().Epoch
+	_, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "more", Partitions: 1024})
+	if e := AsError(err); e.Reason != wire.ReasonInvalidConfig || !strings.Contains(e.Description, "20000") || h.Store.Current().Epoch != before {
+		t.Errorf("%v", err)
+	}
+	if _, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "fits", Partitions: 500}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnswersAreJSON(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 1)
+	for subject := range subjects() {
+		for _, req := range []string{"", "{}", "null", "[]", "7", "{", `{"name":"x"}`, `{"topics":["x"],"epoch":1,"limit":5}`} {
+			var v map[string]any
+			if b := h.Handle(t.Context(), subject, []byte(req)); json.Unmarshal(b, &v) != nil {
+				t.Errorf("%s %s: %q", subject, req, b)
+			}
+		}
+	}
+}
+
+func subjects() map[string]handler {
+	all := map[string]handler{"$PARLEY.API.NOPE": nil}
+	for s, h := range requests {
+		all[s] = h
+	}
+	return all
+}
+
+func FuzzHandle(f *testing.F) {
+	h := handlers(f, 2)
+	subjects := []string{wire.APITopicCreate, wire.APITopicAlter, wire.APITopicDelete, wire.APITopicRestore, wire.APITopicList, wire.APIMetadata, wire.APIOffset, wire.APIEpochShow, wire.APIEpochList}
+	f.Add(byte(0), []byte(`{"name":"t","partitions":2,"config":{"retention":"1d"},"subjects":["a.*"]}`))
+	f.Add(byte(1), []byte(`{"name":"t","partitions":3}`))
+	f.Add(byte(5), []byte(`{"topics":["t"]}`))
+	f.Fuzz(func(t *testing.T, which byte, req []byte) {
+		b := h.Handle(t.Context(), subjects[int(which)%len(subjects)], req)
+		if !json.Valid(b) {
+			t.Fatalf("%q", b)
+		}
+		if strings.Contains(string(b), "inside the broker") {
+			t.Fatalf("a handler failed on %q", req)
+		}
+		if err := h.Store.Current().Validate(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
