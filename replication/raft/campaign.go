@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -69,7 +70,13 @@ func (c *campaigns) idle() bool {
 
 // step looks at each waiting replica once. The membership is known when the entries
 // that were committed before are applied, and a campaign is refused until then.
+//
+// Who waits is taken down before the look: a replica that was started after it
+// would seem to be gone, and be left to its election timeout.
 func (c *campaigns) step() {
+	c.mu.Lock()
+	asked := maps.Clone(c.waiting)
+	c.mu.Unlock()
 	info := c.h.nh.GetNodeHostInfo(dragonboat.NodeHostInfoOption{SkipLogInfo: true})
 	if info == nil {
 		return
@@ -80,7 +87,7 @@ func (c *campaigns) step() {
 	}
 	var batch raftpb.MessageBatch
 	c.mu.Lock()
-	for p, since := range c.waiting {
+	for p, since := range asked {
 		s, ok := shards[p.Shard]
 		switch {
 		case !ok, p.Leadership().Leader != 0, time.Since(since) > campaignLimit:
