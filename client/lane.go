@@ -599,10 +599,10 @@ func (l *lane) complete(b *batch, err error) {
 		o.err = err
 	}
 	l.p.budget.give(b.bytes, b.records)
-	close(o.done)
 	for i := range calls {
 		calls[i].fn(o.of(calls[i].index))
 	}
+	close(o.done) // after the callbacks: Flush waits for this, and promises them
 	b.reuse()
 	l.p.pool.Put(b)
 }
