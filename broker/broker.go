@@ -99,6 +99,7 @@ type Broker struct {
 	lameDuck bool
 
 	stopping  atomic.Bool
+	stepName  atomic.Pointer[string] // what Close is about
 	closeOnce sync.Once
 	closed    chan struct{} // Close's work is done
 	done      chan struct{}
@@ -483,6 +484,8 @@ func (b *Broker) Router() *interest.Router { return b.router }
 func (b *Broker) Close(ctx context.Context) error {
 	b.closeOnce.Do(func() {
 		b.stopping.Store(true)
+		first := "begin"
+		b.stepName.Store(&first)
 		go func() { // waited for by closed
 			b.closeErr = b.shut(ctx)
 			close(b.closed)
@@ -497,7 +500,7 @@ func (b *Broker) Close(ctx context.Context) error {
 		case <-b.closed:
 			return b.closeErr
 		default:
-			return fmt.Errorf("close broker: %w", ctx.Err())
+			return fmt.Errorf("close broker: %w at the step: %s", ctx.Err(), *b.stepName.Load())
 		}
 	}
 }
@@ -507,6 +510,7 @@ func (b *Broker) shut(ctx context.Context) error {
 	var errs []error
 	step := func(name string, f func() error) {
 		began := time.Now()
+		b.stepName.Store(&name)
 		if err := f(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
