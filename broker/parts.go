@@ -3,16 +3,15 @@ package broker
 import (
 	"hash/fnv"
 
-	"github.com/parleymq/parley/broker/protocol"
-	"github.com/parleymq/parley/broker/protocol/nats"
+	_ "github.com/parleymq/parley/partition/storage/memory"
 	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/raft"
 )
 
-// The parts that a Config without others gets: the one file of this package
-// that names them.
+// The parts that a Config without others gets. This file and natsfront.go are the
+// only ones of this package that name them.
 
-const defaultEngine = "badger"
+const defaultEngine = "memory"
 
 // addressed is a host that tells where it listens.
 type addressed interface{ Address() string }
@@ -28,7 +27,11 @@ func openRaft(c HostConfig) (replication.Host, error) {
 	if c.Memory > 0 {
 		rc.WriteBuffer = int(min(max(c.Memory/16, 8<<20), raft.DefaultWriteBuffer))
 	}
-	return raft.NewHost(rc)
+	h, err := raft.NewHost(rc)
+	if err != nil {
+		return nil, err // not a nil *raft.Host within the interface
+	}
+	return h, nil
 }
 
 // deployment is a number of the cluster's id: hosts of different clusters that
@@ -37,21 +40,4 @@ func deployment(cluster string) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(cluster)) // never fails
 	return h.Sum64()>>1 | 1
-}
-
-// natsFrontend is the front end of a Config that names none.
-func natsFrontend(c *Config) (protocol.Frontend, error) {
-	tls, err := c.TLS.load()
-	if err != nil {
-		return nil, err
-	}
-	nc := nats.Config{Logger: c.Logger, TLS: tls, DrainTime: c.DrainTime}
-	if c.User != "" || c.Token != "" {
-		auth := &nats.Static{Token: c.Token}
-		if c.User != "" {
-			auth.Users = []nats.User{{Name: c.User, Password: c.Password}}
-		}
-		nc.Authenticator = auth
-	}
-	return nats.New(nc), nil
 }
