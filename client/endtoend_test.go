@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client"
+	"github.com/parleymq/parley/partition/storage"
 )
 
 func TestMain(m *testing.M) { brokertest.Main(m) }
@@ -156,6 +158,34 @@ func TestEndToEnd(t *testing.T) {
 		}
 		if h, err := c.Health(ctx); err != nil || !h.Healthy {
 			t.Errorf("health: %+v, %v", h, err)
+		}
+	})
+
+	t.Run("message ids and compare-and-append", func(t *testing.T) {
+		createTopic(t, c, "ids", 1)
+		rec := client.Record{Key: []byte("k"), Value: []byte("v"), Headers: []client.Header{client.Text("h", "1")}}
+		for i, dup := range []bool{false, true} {
+			a, err := c.Publish(ctx, "ids.below", rec, client.MessageID("a"), client.OnPartition(0))
+			if err != nil || a.Offset != 0 || a.Duplicate != dup || a.Topic != "ids" {
+				t.Errorf("publish %d: %+v, %v", i, a, err)
+			}
+		}
+		if _, err := c.Publish(ctx, "ids", rec, client.ExpectOffset(0)); !errors.Is(err, client.ErrExpectMismatch) {
+			t.Errorf("expecting offset 0: %v", err)
+		}
+		if a, err := c.Publish(ctx, "ids", rec, client.ExpectOffset(1)); err != nil || a.Offset != 1 {
+			t.Errorf("expecting offset 1: %+v, %v", a, err)
+		}
+		r, err := c.NewReader(ctx, "ids")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := r.Next(ctx)
+		if h, ok := m.Header("h"); err != nil || string(m.Key) != "k" || string(m.Value) != "v" || !ok || string(h) != "1" {
+			t.Errorf("read %+v, %v", m, err)
+		}
+		if _, err := c.Publish(ctx, "ids", client.Record{Key: []byte("a\r\nb")}); err == nil {
+			t.Error("a key with a line break was taken")
 		}
 	})
 
@@ -389,6 +419,9 @@ func TestBrokerRestartsUnderLoad(t *testing.T) {
 
 func TestBrokerKilledUnderLoad(t *testing.T) {
 	t.Parallel()
+	if !slices.Contains(storage.Engines(), "badger") {
+		t.Skip("the memory engine does not outlive its process")
+	}
 	dir := t.TempDir()
 	px := newProxy(t)
 	b := brokertest.StartProcess(t, dir)

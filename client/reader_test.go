@@ -142,10 +142,11 @@ func badDayOfReading(t *testing.T, seed uint64) {
 	c := m.client(WithRequestTimeout(time.Second))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
+	rrng := rand.New(rand.NewPCG(seed, 2))
 	go func() {
-		for range rng.IntN(4) {
-			time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)
-			m.restart(time.Duration(rng.IntN(3000)) * time.Millisecond)
+		for range rrng.IntN(4) {
+			time.Sleep(time.Duration(rrng.IntN(2000)) * time.Millisecond)
+			m.restart(time.Duration(rrng.IntN(3000)) * time.Millisecond)
 		}
 	}()
 	r, err := c.NewReader(ctx, "t", UntilEnd(), Prefetch(minFetch+rng.IntN(200_000)))
