@@ -142,7 +142,7 @@ func (a *app) publishLoad(ctx context.Context, m *meter, f *benchFlags, topic st
 			return err
 		}
 	}
-	return p.Flush(ctx)
+	return p.Close(ctx)
 }
 
 func (a *app) benchLatency(ctx context.Context, f *benchFlags, topic string) (benchResult, error) {

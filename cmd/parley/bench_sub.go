@@ -217,7 +217,7 @@ func (e *e2eRun) publish(ctx context.Context, a *app, f *benchFlags, topic strin
 			return err
 		}
 	}
-	if err := p.Flush(ctx); err != nil {
+	if err := p.Close(ctx); err != nil {
 		return err
 	}
 	return e.caughtUp(ctx)

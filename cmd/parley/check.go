@@ -154,11 +154,6 @@ func (k *check) write(ctx context.Context, records int64, duration, giveUp time.
 	if err != nil {
 		return err
 	}
-	defer func() {
-		late, cancel := context.WithTimeout(context.Background(), closeLimit)
-		defer cancel()
-		_ = p.Close(late) // flushed below; what is left was interrupted
-	}()
 	next := make([]int64, len(k.ledgers))    // number of the next record, by partition
 	settled := make([]int64, len(k.ledgers)) // number of the next ack, by partition: they come in order
 	settle := make([]func(client.Ack, error), len(k.ledgers))
@@ -184,11 +179,14 @@ func (k *check) write(ctx context.Context, records int64, duration, giveUp time.
 		partition := n / checkBlock % int64(len(k.ledgers))
 		value = strconv.AppendInt(append(value[:0], k.prefix...), next[partition], 10)
 		if err := p.SendFunc(ctx, client.Record{Value: value, Partition: int32(partition)}, settle[partition]); err != nil {
+			closed, cancel := context.WithCancel(ctx)
+			cancel() // nothing more is worth waiting for
+			_ = p.Close(closed)
 			return err
 		}
 		next[partition]++
 	}
-	return p.Flush(ctx)
+	return p.Close(ctx)
 }
 
 func (k *check) readBack(ctx context.Context) error {

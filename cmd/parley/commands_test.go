@@ -107,7 +107,7 @@ func TestNoBroker(t *testing.T) {
 
 func TestTopicCommands(t *testing.T) {
 	t.Parallel()
-	name := topic(t, "--partitions", "2", "--retention", "7d", "--subject", "t.lifecycle.>", "--config", "max_records=1000")
+	name := topic(t, "--partitions", "2", "--retention", "7d", "--subject", fmt.Sprintf("t.lifecycle.%d.>", topics.Load()), "--config", "max_records=1000")
 	d := decode(t, tool(t, "", "topic", "describe", name, "-o", "json").stdout)
 	wantKeys(t, d, "name", "partitions", "config", "subjects", "epoch")
 	p, _ := d["partitions"].([]any)

@@ -141,15 +141,10 @@ func (a *app) pub(cmd *cobra.Command, args []string, f *pubFlags) error {
 		err = r.lines(ctx, source)
 	}
 	// What was taken is waited for, as long as it is being tried; an interrupt
-	// cuts that short.
-	flushErr := p.Flush(ctx)
-	if flushErr != nil {
-		late, cancel := context.WithTimeout(context.Background(), closeLimit)
-		_ = p.Close(late)
-		cancel()
-	}
+	// cuts that short, and what is left then fails.
+	closeErr := p.Close(ctx)
 	end()
-	return r.report(len(args) == 2, errors.Join(err, flushErr))
+	return r.report(len(args) == 2, errors.Join(err, closeErr))
 }
 
 // source opens what is published, and its size where that is known.

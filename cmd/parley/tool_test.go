@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,10 +124,13 @@ func fails(t *testing.T, code int, args ...string) outcome {
 	return o
 }
 
+var topics atomic.Int64
+
 // topic creates a topic named after the test.
 func topic(t *testing.T, flags ...string) string {
 	t.Helper()
-	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+	// -count runs a test more than once against the one broker.
+	name := fmt.Sprintf("%s-%d", t.Name(), topics.Add(1))
 	tool(t, "", append([]string{"topic", "create", name}, flags...)...)
 	return name
 }
