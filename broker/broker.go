@@ -47,7 +47,7 @@ var ErrStopped = errors.New("broker has stopped")
 // tailShare is the part of the memory limit that recent records may take.
 const (
 	tailShare   = 8
-	tailDefault = 512 << 20
+	tailDefault = 256 << 20
 )
 
 // Broker is a running broker.
@@ -279,7 +279,7 @@ func (b *Broker) openParts() (err error) {
 		b.addresses.Raft = a.Address()
 	}
 	logger := c.Logger.With().Str("part", "storage").Logger()
-	b.engine, err = storage.OpenEngine(c.Engine, storage.Options{
+	engine, err := storage.OpenEngine(c.Engine, storage.Options{
 		Dir: filepath.Join(b.dir.sub(logDir), "store"), MemoryBytes: c.MemoryLimit / 4,
 		Logf: func(level, message string) {
 			switch level {
@@ -295,6 +295,7 @@ func (b *Broker) openParts() (err error) {
 	if err != nil {
 		return err
 	}
+	b.engine = timedEngine{engine, b.metrics.syncLatency}
 	b.checkpoints, err = storage.OpenCheckpointer(filepath.Join(b.dir.sub(logDir), "checkpoints"), b.engine,
 		storage.CheckpointOptions{Every: c.CheckpointEvery, OnFatal: b.fatal, Logger: logger})
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/parleymq/parley/partition/storage"
 )
 
 // metrics of one broker, in a registry of its own so that several brokers can
@@ -17,6 +19,7 @@ type metrics struct {
 	publishLatency prometheus.Histogram
 	fetchLatency   prometheus.Histogram
 	requestLatency prometheus.Histogram
+	syncLatency    prometheus.Histogram
 	recordsIn      prometheus.Counter
 	bytesIn        prometheus.Counter
 	batchesIn      prometheus.Counter
@@ -51,6 +54,7 @@ func newMetrics(b *Broker) *metrics {
 	m.publishLatency = histogram("publish_seconds", "Time from taking a publish, a record or a batch, to its answer.")
 	m.fetchLatency = histogram("fetch_seconds", "Time to read and send a fetch's records, the wait for them left out.")
 	m.requestLatency = histogram("request_seconds", "Time to answer an API request.")
+	m.syncLatency = histogram("store_sync_seconds", "Time for the store to make durable what was stored, once a checkpoint.")
 	m.recordsIn = counter("records_in_total", "Records taken by appenders.")
 	m.bytesIn = counter("record_bytes_in_total", "Bytes of values and of batches taken by appenders.")
 	m.batchesIn = counter("batches_in_total", "Batches of SDK producers taken by appenders.")
@@ -80,6 +84,19 @@ func (m *metrics) fetched(bytes int, took time.Duration) {
 	m.fetches.Inc()
 	m.fetchBytes.Add(float64(bytes))
 	m.fetchLatency.Observe(took.Seconds())
+}
+
+// timedEngine measures how long the store's syncs take.
+type timedEngine struct {
+	storage.Engine
+	syncs prometheus.Histogram
+}
+
+func (e timedEngine) Sync() error {
+	began := time.Now()
+	err := e.Engine.Sync()
+	e.syncs.Observe(time.Since(began).Seconds())
+	return err
 }
 
 // partitionCollector reads what the partitions, Raft and the store know, at the
