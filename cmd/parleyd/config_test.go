@@ -34,6 +34,32 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestExampleFile: the example names every setting, with its default.
+func TestExampleFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join("..", "..", "testdata", "parley.yaml")
+	s, err := load(sources{flags: map[string]string{"config": path}, lookup: lookup(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defaults, err := load(sources{flags: map[string]string{}, lookup: lookup(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *s != *defaults {
+		t.Errorf("the example says\n%+v, the defaults are\n%+v", *s, *defaults)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range options() {
+		if !strings.Contains(string(text), o.key()+": ") {
+			t.Errorf("the example leaves out %s", o.key())
+		}
+	}
+}
+
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	file := writeFile(t, "# comment\nname: from-file\nlog_level: warn\nmax_record: 64KiB\nauto_create_topics: true\n")
