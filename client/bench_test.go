@@ -23,7 +23,6 @@ type echo struct {
 type job struct {
 	subject string
 	data    []byte
-	offset  int64
 	to      receiver
 	tag     uint64
 }

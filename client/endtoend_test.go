@@ -184,6 +184,9 @@ func TestEndToEnd(t *testing.T) {
 		if h, ok := m.Header("h"); err != nil || string(m.Key) != "k" || string(m.Value) != "v" || !ok || string(h) != "1" {
 			t.Errorf("read %+v, %v", m, err)
 		}
+		if _, err := c.Publish(ctx, "nobody", rec); !errors.Is(err, client.ErrTopicNotFound) {
+			t.Errorf("a subject without a topic: %v", err)
+		}
 		if _, err := c.Publish(ctx, "ids", client.Record{Key: []byte("a\r\nb")}); err == nil {
 			t.Error("a key with a line break was taken")
 		}
@@ -389,6 +392,20 @@ func underLoad(t *testing.T, c *client.Client, partitions int32, disturb func())
 		}
 	}
 	t.Logf("%d records", total)
+}
+
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t, func(cfg *broker.Config) { cfg.User, cfg.Password = "app", "secret" })
+	c := connect(t, b.URL(), client.WithUser("app", "secret"))
+	if _, err := c.Status(deadline(t)); err != nil {
+		t.Error(err)
+	}
+	for name, opts := range map[string][]client.Option{"none": nil, "wrong": {client.WithUser("app", "public")}} {
+		if _, err := client.Connect(deadline(t), b.URL(), opts...); !errors.Is(err, client.ErrUnauthorized) {
+			t.Errorf("credentials %s: %v", name, err)
+		}
+	}
 }
 
 func TestConnectionLostUnderLoad(t *testing.T) {

@@ -75,6 +75,11 @@ func (e *OffsetOutOfRangeError) Is(target error) bool {
 	return ok && t.Reason == wire.ReasonOffsetOutOfRange
 }
 
+// errNobody is the server's answer to a request that nobody listens to. It is
+// compared by its address.
+var errNobody = &Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeRejected,
+	Description: "the server doesn't answer Parley requests"}
+
 // notSent is a failure before a byte left: it is certain that nothing happened.
 func notSent(cause error) *Error {
 	return &Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeRejected,

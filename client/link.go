@@ -66,6 +66,10 @@ func dial(ctx context.Context, urls string, cfg *config, onUp func()) (*link, er
 		if err == nil {
 			return l, nil
 		}
+		if errors.Is(err, nats.ErrAuthorization) {
+			l.end()
+			return nil, &Error{Code: 401, Reason: wire.ReasonUnauthorized, Description: fmt.Sprintf("connect to %s: credentials are missing or wrong", urls)}
+		}
 		if !cfg.retryConnect || ctx.Err() != nil {
 			l.end()
 			return nil, fmt.Errorf("connect to %s: %w", urls, err)
@@ -239,8 +243,7 @@ func (l *link) receive(m *nats.Msg) {
 	}
 	r := reply{data: m.Data, header: m.Header}
 	if len(m.Data) == 0 && r.headerValue("Status") == "503" {
-		r = reply{err: &Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeRejected,
-			Description: "the server doesn't answer Parley requests"}}
+		r = reply{err: errNobody}
 	}
 	w.to.answered(w.tag, r)
 }

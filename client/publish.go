@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/parleymq/parley/client/wire"
 )
@@ -66,7 +67,8 @@ func (p *publication) set(key, value string) error {
 //
 // With MessageID, it is tried until ctx ends, or for 30 s when ctx has no deadline.
 // Without, only refusals that are certain are tried again; a lost connection is
-// an error with OutcomeUnknown. Timestamp and Partition of the record are not used:
+// an error with OutcomeUnknown. A subject that no topic binds is ErrTopicNotFound
+// after 3 s: brokers may not have heard of a new topic yet. Timestamp and Partition of the record are not used:
 // the broker sets the time, OnPartition the partition. Key and headers must be
 // text without line breaks.
 func (c *Client) Publish(ctx context.Context, subject string, r Record, opts ...PublishOption) (Ack, error) {
@@ -92,6 +94,7 @@ func (c *Client) Publish(ctx context.Context, subject string, r Record, opts ...
 		ctx, cancel = context.WithTimeout(ctx, callPatience)
 		defer cancel()
 	}
+	var nobody time.Time // since when no topic binds the subject
 	for n := 0; ; n++ {
 		ack, err := c.publishOnce(ctx, subject, p.header, r.Value)
 		if err == nil {
@@ -100,6 +103,14 @@ func (c *Client) Publish(ctx context.Context, subject string, r Record, opts ...
 		e := asError(err)
 		if e == nil {
 			return fail(err)
+		}
+		if e != errNobody {
+			nobody = time.Time{}
+		} else if nobody.IsZero() {
+			nobody = time.Now()
+		} else if time.Since(nobody) >= notFoundPatience {
+			return Ack{}, &Error{Code: 404, Reason: wire.ReasonTopicNotFound, Outcome: OutcomeRejected,
+				Description: fmt.Sprintf("no topic binds subject %q", subject)}
 		}
 		if !e.Retriable || !p.id && !rejected(e) {
 			return Ack{}, e

@@ -49,6 +49,7 @@ type Reader struct {
 	// Of the fetching goroutine.
 	swap  []fetched
 	begin []fetching
+	first int // whose turn it is to fetch
 }
 
 type fetched struct {
@@ -143,7 +144,7 @@ func (r *Reader) locate(ctx context.Context) error {
 }
 
 func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
-	start, end := int64(0), int64(-1)
+	start, end, next := int64(0), int64(-1), int64(0)
 	from := r.cfg.from
 	if from == startOffset {
 		start = r.cfg.offset
@@ -160,6 +161,7 @@ func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
 		if err != nil {
 			return nil, err
 		}
+		next = o.Next
 		switch from {
 		case startEarliest, startOffsets:
 			start = o.Start
@@ -172,7 +174,9 @@ func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
 			end = o.Next
 		}
 	}
-	return newTrack(r, p, start, end), nil
+	t := newTrack(r, p, start, end)
+	t.next = next
+	return t, nil
 }
 
 func (r *Reader) nudge() {
@@ -255,29 +259,38 @@ func (r *Reader) work(now time.Time) (due time.Time) {
 	r.grow()
 
 	limit := fetchWait + r.c.cfg.requestTimeout
-	each := r.cfg.fetchBytes(len(r.tracks))
-	coming := 0
+	busy := 0 // fetches that will bring something
 	for _, t := range r.tracks {
-		if t.attempt == 0 {
-			continue
-		}
-		if now.Sub(t.asked) >= limit {
+		if t.attempt != 0 && now.Sub(t.asked) >= limit {
 			r.x.forget(t.token)
 			t.attempt = 0
 			t.failed(unanswered(t.subject, limit), nil, now)
-		} else if t.fetchAt < t.next {
-			coming += each
+		}
+		if t.attempt != 0 && t.fetchAt < t.next {
+			busy++
 		}
 	}
-	for _, t := range r.tracks {
-		if t.wants(now, r.bytes+coming < r.cfg.prefetch) {
+	each := r.cfg.fetchBytes(len(r.tracks))
+	// Those come first of which the consumer has nothing, beginning with another one
+	// each time, so that none waits for ever.
+	r.first++
+	for _, empty := range []bool{true, false} {
+		for i := range r.tracks {
+			t := r.tracks[(r.first+i)%len(r.tracks)]
+			behind := t.fetchAt < t.next
+			if (len(t.queue) == 0) != empty || behind && busy >= maxFetches ||
+				!t.wants(now, r.bytes+busy*each < r.cfg.prefetch) {
+				continue
+			}
 			t.attempts++
 			t.attempt, t.asked = t.attempts, now
 			r.begin = append(r.begin, fetching{t, t.attempt, t.fetchAt})
-			if t.fetchAt < t.next {
-				coming += each
+			if behind {
+				busy++
 			}
 		}
+	}
+	for _, t := range r.tracks {
 		at := t.retryAt
 		if t.attempt != 0 {
 			at = t.asked.Add(limit)

@@ -352,6 +352,28 @@ func TestReaderIsFair(t *testing.T) {
 	})
 }
 
+func TestReaderOfManyPartitions(t *testing.T) {
+	t.Parallel()
+	const parts = 200 // more than may fetch at a time
+	bubble(t, faults{delay: time.Millisecond}, map[string]int{"t": parts}, func(t *testing.T, ctx context.Context, m *model, c *Client) {
+		for p := range parts {
+			m.fill("t", p, 200, 40, None)
+		}
+		r := reader(t, ctx, c, UntilEnd(), Prefetch(minFetch))
+		time.Sleep(time.Minute) // virtual
+		m.mu.Lock()
+		asked := len(m.waiting)
+		m.mu.Unlock()
+		if asked > maxFetches {
+			t.Errorf("%d fetches at a time", asked)
+		}
+		got := drain(t, ctx, r, 3)
+		for p := range int32(parts) {
+			wantRange(t, got[p], 0, 200)
+		}
+	})
+}
+
 func TestReaderStopsFetchingWhenFull(t *testing.T) {
 	t.Parallel()
 	bubble(t, faults{}, oneTopic, func(t *testing.T, ctx context.Context, m *model, c *Client) {

@@ -136,8 +136,9 @@ func OnOutOfRange(p OutOfRangePolicy) ReaderOption {
 
 // Bounds of a fetch.
 const (
-	minFetch  = 64 << 10
-	fetchWait = 10 * time.Second // how long a broker holds a fetch at the end of the log
+	minFetch   = 64 << 10
+	maxFetches = 32               // of partitions known to have more; a fetch brings a whole batch, however large
+	fetchWait  = 10 * time.Second // how long a broker holds a fetch at the end of the log
 )
 
 // fetchBytes is what one fetch asks for when n partitions share the bound.
