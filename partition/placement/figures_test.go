@@ -1,6 +1,8 @@
 package placement
 
 import (
+	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -65,5 +67,72 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%d brokers: a leave moves %.3f of the optimum, allowed is %.2f", f.brokers, worst, f.leave)
 		}
 		t.Logf("%3d brokers: fullest %.4f of the mean; join %.4f, leave at most %.4f of the optimum", f.brokers, got, joinRatio, worst)
+	}
+}
+
+// TestRollingFigures lets brokers join one by one up to ten and leave again in
+// another order: the figures hold at each step, not only on a fresh plan.
+func TestRollingFigures(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(4) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		in := Input{equalBrokers(3), newPartitions(figureP, figureR)}
+		in = next(in, mustMake(t, in))
+		for id := uint64(4); id <= 16; id++ {
+			n := len(in.Brokers)
+			limit, optimum := 1.0, float64(figureP*figureR)/float64(n+1)
+			dying := -1
+			if n == 10 || n > 4 && r.IntN(3) == 0 {
+				limit, optimum = 1.10, float64(figureP*figureR)/float64(n)
+				dying = r.IntN(n)
+				in.Brokers[dying].State = Dead
+			} else {
+				in.Brokers = append(slices.Clone(in.Brokers), Broker{ID: id, Weight: 100})
+			}
+			plan := mustMake(t, in)
+			verify(t, in, plan)
+			if got := float64(len(plan.Moves)) / optimum; got > limit {
+				t.Errorf("seed %d, %d brokers, dying %d: moves %.3f of the optimum", seed, n, dying, got)
+			}
+			if got := spread(plan); got > 1.06 {
+				t.Errorf("seed %d, %d brokers, dying %d: the fullest has %.3f of the mean", seed, n, dying, got)
+			}
+			for _, l := range plan.Loads {
+				if !l.Within() || l.LedAfter > l.LeadUpper || l.LedAfter < l.LeadLower {
+					t.Errorf("seed %d, %d brokers, dying %d: %+v", seed, n, dying, l)
+				}
+			}
+			in = next(in, plan)
+			if dying >= 0 {
+				in.Brokers = slices.Delete(slices.Clone(in.Brokers), dying, dying+1)
+			}
+		}
+	}
+}
+
+// TestReturn heals around a dead broker and lets it come back: it gets its share, and
+// nothing moves between the others.
+func TestReturn(t *testing.T) {
+	t.Parallel()
+	in := Input{equalBrokers(5), newPartitions(figureP, figureR)}
+	in = next(in, mustMake(t, in))
+	in.Brokers = equalBrokers(5)
+	in.Brokers[2].State = Dead
+	plan := mustMake(t, in)
+	lost := len(plan.Moves)
+	in = next(in, plan)
+	in.Brokers = equalBrokers(5)
+	plan = mustMake(t, in)
+	verify(t, in, plan)
+	back := 0
+	for _, m := range plan.Moves {
+		if m.To != 3 {
+			t.Errorf("%+v though only broker 3 has room", m)
+		}
+		back++
+	}
+	share := figureP * figureR / 5
+	if back < share*95/100-1 || back > share {
+		t.Errorf("broker 3 lost %d and got %d back of a share of %d", lost, back, share)
 	}
 }

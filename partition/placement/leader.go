@@ -8,7 +8,7 @@ import (
 
 // leadership is which host is preferred to lead each partition.
 type leadership struct {
-	of     []int // by partition; -1: none of its replicas is on a host
+	of     []int // by partition; -1: none is, and none can be made it
 	before []int // by partition, the same of the previous assignment
 	led    []int // by host
 	was    []int // by host
@@ -35,12 +35,12 @@ func (p *planner) chooseLeaders() {
 				l.was[h]++
 			}
 		}
-		if slices.ContainsFunc(t.slots, func(s slot) bool { return s.host >= 0 }) {
-			led++
-		}
 		if h := l.before[i]; h >= 0 && p.holds(i, h) {
 			l.of[i] = h
 			l.led[h]++
+		}
+		if l.of[i] >= 0 || p.mayLead(t) {
+			led++
 		}
 	}
 	if n == 0 {
@@ -54,7 +54,7 @@ func (p *planner) chooseLeaders() {
 		return cmp.Compare(uint64(l.led[a])*p.weights[b], uint64(l.led[b])*p.weights[a])
 	}
 	for i := range p.parts {
-		if l.of[i] >= 0 {
+		if l.of[i] >= 0 || !p.mayLead(&p.parts[i]) {
 			continue
 		}
 		best := -1
@@ -85,6 +85,11 @@ func (p *planner) chooseLeaders() {
 		},
 	}
 	leads.run(func(h int) *Broker { return &p.hosts[h] })
+}
+
+// mayLead says that a host can be made the partition's preferred leader.
+func (p *planner) mayLead(t *part) bool {
+	return !t.frozen && slices.ContainsFunc(t.slots, func(s slot) bool { return s.host >= 0 })
 }
 
 // arrange returns a partition's replicas: the preferred leader, those that stood in

@@ -52,6 +52,9 @@ func (p *planner) moves(t *part, replicas []uint64, moves []Move) []Move {
 			if at < 0 && s.origin != 0 && len(gone) > 0 {
 				at = 0
 			}
+			if at < 0 && s.origin != 0 { // an added replica ended up where this one was
+				m.Reason = cause{code: CodeGrow, have: len(t.Replicas), want: t.Factor}.reason()
+			}
 			if at >= 0 {
 				m.From = gone[at]
 				gone = slices.Delete(gone, at, at+1)
