@@ -52,7 +52,7 @@ var layers = []struct {
 	// The broker. It may name the adapters, as the defaults of its Config.
 	{"broker/protocol", []string{"partition/record", "client/wire", "broker/interest"}},
 	{"broker/protocol/...", []string{"broker/protocol", "partition/record", "client/wire", "broker/interest"}},
-	{"broker/mesh", []string{"broker/interest", "client/wire", "partition/record", "replication/epoch/..."}},
+	{"broker/mesh", []string{"broker/interest", "broker/protocol", "broker/protocol/nats", "client/wire", "partition/record", "replication/epoch/..."}},
 	{"broker/api", []string{"client/wire", "partition/record", "replication/epoch", "replication/epoch/config", "partition/placement"}},
 	{"broker/admin", []string{"broker/api", "client/wire"}},
 	{"broker/brokertest", []string{"broker", "broker/...", "client", "client/wire", "partition/...", "replication/..."}},

@@ -6,6 +6,7 @@
 //	trie.go       filters by token, one node a token
 //	router.go     subscriptions: add, remove, watch
 //	publisher.go  one publisher's way to them: match cache, queue picks, burst
+//	peer.go       other brokers: one hand-over a broker, weighted queue groups
 //	bindings.go   filters that never overlap, each with one value
 package interest
 
@@ -16,6 +17,7 @@ type Message struct {
 	Reply   []byte // nil when there is none
 	Header  []byte // the raw header block, "NATS/1.0\r\n" to the blank line, or nil
 	Payload []byte
+	Hops    uint8 // brokers that passed it on because a queue group's member was gone
 
 	burst *Burst // of the Publisher that routes it now
 }

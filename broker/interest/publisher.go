@@ -28,24 +28,29 @@ type Publisher struct {
 
 	scratch target
 	nodes   []*node[subscribers]
+	hands   []hand // to other brokers, of the message that is being routed
+	one     [1]string
 }
 
 // target is whom one subject reaches.
 type target struct {
 	generation uint64
 	plain      []*Subscription
+	peers      []*Subscription // one a broker
 	groups     []queueTarget
 }
 
 type queueTarget struct {
 	name    string
 	members []*Subscription
+	remote  []remoteMembers
+	weight  int // of all remote ones
 }
 
 func (t *target) size() int {
-	n := len(t.plain)
+	n := len(t.plain) + len(t.peers)
 	for i := range t.groups {
-		n += len(t.groups[i].members)
+		n += len(t.groups[i].members) + len(t.groups[i].remote)
 	}
 	return n
 }
@@ -123,7 +128,7 @@ func (p *Publisher) Find(subject []byte, sink Sink) *Subscription {
 // quiet. Flush comes first.
 func (p *Publisher) Forget() {
 	p.cache, p.targets = nil, 0
-	p.scratch, p.nodes = target{}, nil
+	p.scratch, p.nodes, p.hands = target{}, nil, nil
 	if len(p.burst.touched) == 0 {
 		p.burst.touched = nil
 	}
@@ -136,24 +141,35 @@ func (p *Publisher) route(m *Message, from Sink) (delivered int) {
 			delivered++
 		}
 	}
-	for i := range t.groups {
-		members := t.groups[i].members
-		at := 0
-		if len(members) > 1 {
-			at = int(p.next() % uint64(len(members)))
-		}
-		for range members {
-			s := members[at]
-			if (from == nil || s.Sink != from) && s.Live() && s.Sink.Deliver(s, m) {
-				delivered++
-				break
-			}
-			if at++; at == len(members) {
-				at = 0
-			}
+	for _, s := range t.peers {
+		if s.Live() {
+			p.hand(s.peer).plain = true
 		}
 	}
+	for i := range t.groups {
+		if p.pick(&t.groups[i], m, from) {
+			delivered++
+		}
+	}
+	if len(p.hands) > 0 {
+		delivered += p.handOver(t, m, from)
+	}
 	return delivered
+}
+
+// local delivers to one of the group's members on this broker, beginning with
+// the one at.
+func (q *queueTarget) local(at int, m *Message, from Sink) bool {
+	for range q.members {
+		s := q.members[at]
+		if (from == nil || s.Sink != from) && s.Live() && s.Sink.Deliver(s, m) {
+			return true
+		}
+		if at++; at == len(q.members) {
+			at = 0
+		}
+	}
+	return false
 }
 
 // next is xorshift64: a private state needs no lock.
@@ -210,9 +226,13 @@ func (p *Publisher) dropCache() {
 func (p *Publisher) match(subject []byte, t *target) {
 	clear(t.plain)
 	t.plain = t.plain[:0]
+	clear(t.peers)
+	t.peers = t.peers[:0]
 	for i := range t.groups {
-		clear(t.groups[i].members)
-		t.groups[i].members = t.groups[i].members[:0]
+		q := &t.groups[i]
+		clear(q.members)
+		clear(q.remote)
+		q.members, q.remote, q.weight = q.members[:0], q.remote[:0], 0
 	}
 	t.groups = t.groups[:0]
 
@@ -222,6 +242,9 @@ func (p *Publisher) match(subject []byte, t *target) {
 	p.nodes = r.trie.match(subject, p.nodes[:0])
 	for _, n := range p.nodes {
 		t.plain = append(t.plain, n.value.plain...)
+		for _, s := range n.value.peers {
+			t.addPeer(s)
+		}
 		for _, g := range n.value.groups {
 			t.addGroup(g)
 		}
@@ -233,18 +256,25 @@ func (p *Publisher) match(subject []byte, t *target) {
 // addGroup joins members by the group's name: filters that overlap make one
 // group, as clients know it from NATS.
 func (t *target) addGroup(g *queueGroup) {
+	var q *queueTarget
 	for i := range t.groups {
 		if t.groups[i].name == g.name {
-			t.groups[i].members = append(t.groups[i].members, g.members...)
-			return
+			q = &t.groups[i]
+			break
 		}
 	}
-	if len(t.groups) < cap(t.groups) {
-		t.groups = t.groups[:len(t.groups)+1]
-	} else {
-		t.groups = append(t.groups, queueTarget{})
+	if q == nil {
+		if len(t.groups) < cap(t.groups) {
+			t.groups = t.groups[:len(t.groups)+1]
+		} else {
+			t.groups = append(t.groups, queueTarget{})
+		}
+		q = &t.groups[len(t.groups)-1]
+		q.name = g.name
 	}
-	q := &t.groups[len(t.groups)-1]
-	q.name = g.name
-	q.members = append(q.members[:0], g.members...)
+	q.members = append(q.members, g.members...)
+	for _, s := range g.remote {
+		q.remote = append(q.remote, remoteMembers{s, s.members})
+		q.weight += s.members
+	}
 }

@@ -26,9 +26,11 @@ type Subscription struct {
 	Max       atomic.Uint64 // deliveries after which the sink ends it, 0 for no limit
 	Delivered atomic.Uint64 // kept by the sink
 
-	state atomic.Int32 // idle, live, ended
-	at    *node[subscribers]
-	index int // in its list, so that removal needs no search
+	state   atomic.Int32 // idle, live, ended
+	at      *node[subscribers]
+	index   int      // in its list, so that removal needs no search
+	peer    PeerSink // Sink, when it is one and Peer is set
+	members int      // that a peer's subscription stands for, inside the router's lock
 }
 
 const (
@@ -44,6 +46,7 @@ func (s *Subscription) Live() bool { return s.state.Load() == subLive }
 // subscribers of one filter.
 type subscribers struct {
 	plain  []*Subscription
+	peers  []*Subscription // plain ones with a PeerSink
 	groups []*queueGroup
 	locals int // plain ones that are not a peer's
 }
@@ -51,8 +54,11 @@ type subscribers struct {
 type queueGroup struct {
 	name    string
 	members []*Subscription
+	remote  []*Subscription // with a PeerSink
 	locals  int
 }
+
+func (v *subscribers) empty() bool { return len(v.plain)+len(v.peers)+len(v.groups) == 0 }
 
 // Interest is what a watcher learns: somebody on this broker wants it.
 type Interest struct {
@@ -68,6 +74,8 @@ type Router struct {
 	trie  node[subscribers]
 	count int
 	watch []func(added bool, subject, queue string)
+
+	followers []*follower
 
 	// generation changes with every change of the trie, inside mu. A match made
 	// at the current generation is still right.
@@ -101,28 +109,39 @@ func (r *Router) Subscribe(s *Subscription) error {
 	n := r.trie.put(s.Subject)
 	n.used = true
 	s.at = n
-	locals := &n.value.locals
-	if s.Queue == "" {
-		s.index = len(n.value.plain)
-		n.value.plain = append(n.value.plain, s)
-	} else {
-		g := n.value.group(s.Queue)
-		if g == nil {
-			g = &queueGroup{name: s.Queue}
-			n.value.groups = append(n.value.groups, g)
-		}
-		s.index = len(g.members)
-		g.members = append(g.members, s)
-		locals = &g.locals
+	if s.Peer {
+		s.peer, _ = s.Sink.(PeerSink)
+		s.members = max(s.members, 1)
 	}
+	list, locals := n.value.place(s)
+	s.index = len(*list)
+	*list = append(*list, s)
 	r.count++
 	r.generation.Add(1)
 	if !s.Peer {
-		if *locals++; *locals == 1 {
-			r.tell(true, s)
-		}
+		*locals++
+		r.tell(s, *locals, *locals == 1)
 	}
 	return nil
+}
+
+// place returns the list that s belongs in, and the count of locals beside it.
+func (v *subscribers) place(s *Subscription) (list *[]*Subscription, locals *int) {
+	if s.Queue == "" {
+		if s.peer != nil {
+			return &v.peers, &v.locals
+		}
+		return &v.plain, &v.locals
+	}
+	g := v.group(s.Queue)
+	if g == nil {
+		g = &queueGroup{name: s.Queue}
+		v.groups = append(v.groups, g)
+	}
+	if s.peer != nil {
+		return &g.remote, &g.locals
+	}
+	return &g.members, &g.locals
 }
 
 // Unsubscribe removes s and reports whether it was there.
@@ -135,25 +154,20 @@ func (r *Router) Unsubscribe(s *Subscription) bool {
 	n := s.at
 	s.at = nil
 	v := &n.value
-	locals := &v.locals
-	if s.Queue == "" {
-		v.plain = remove(v.plain, s)
-	} else {
-		g := v.group(s.Queue)
-		g.members = remove(g.members, s)
-		locals = &g.locals
-		if len(g.members) == 0 {
+	list, locals := v.place(s)
+	*list = remove(*list, s)
+	if s.Queue != "" {
+		if g := v.group(s.Queue); len(g.members)+len(g.remote) == 0 {
 			v.dropGroup(g)
 		}
 	}
 	r.count--
 	r.generation.Add(1)
 	if !s.Peer {
-		if *locals--; *locals == 0 {
-			r.tell(false, s)
-		}
+		*locals--
+		r.tell(s, *locals, *locals == 0)
 	}
-	if len(v.plain) == 0 && len(v.groups) == 0 {
+	if v.empty() {
 		n.used = false
 		n.prune()
 	}
@@ -187,9 +201,18 @@ func (v *subscribers) dropGroup(gone *queueGroup) {
 	}
 }
 
-func (r *Router) tell(added bool, s *Subscription) {
-	for _, hook := range r.watch {
-		hook(added, s.Subject, s.Queue)
+// tell watchers that s came or went and how many of its kind are here now; turned
+// says that these are the first or were the last.
+func (r *Router) tell(s *Subscription, locals int, turned bool) {
+	if turned {
+		for _, hook := range r.watch {
+			hook(locals > 0, s.Subject, s.Queue)
+		}
+	}
+	if turned || s.Queue != "" {
+		for _, f := range r.followers {
+			f.hook(s.Subject, s.Queue, locals)
+		}
 	}
 }
 
@@ -237,8 +260,10 @@ func (r *Router) Subscriptions() []*Subscription {
 	all := make([]*Subscription, 0, r.count)
 	r.trie.walk(func(n *node[subscribers]) {
 		all = append(all, n.value.plain...)
+		all = append(all, n.value.peers...)
 		for _, g := range n.value.groups {
 			all = append(all, g.members...)
+			all = append(all, g.remote...)
 		}
 	})
 	return all

@@ -46,6 +46,10 @@ type Client struct {
 	// the front end then sends what it would have gathered until the end of the
 	// read. It may be nil.
 	Stalled func()
+
+	// Close ends the connection, with a last word to the client. Any goroutine
+	// may call it. It may be nil.
+	Close func(reason string)
 }
 
 // Info of a broker.

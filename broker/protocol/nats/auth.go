@@ -34,6 +34,12 @@ type Identity struct {
 // ErrDenied is what an Authenticator answers to wrong credentials.
 var ErrDenied = errors.New("credentials denied")
 
+// Denial is an Authenticator's answer that tells the client why, where that is no
+// secret: "Authorization Violation: " and the text.
+type Denial struct{ Text string }
+
+func (d *Denial) Error() string { return d.Text }
+
 // An Authenticator decides who may connect. It is called from the connection's
 // own goroutine and may take as long as Config.AuthTimeout.
 type Authenticator interface {

@@ -1,5 +1,7 @@
 package nats
 
+import "strings"
+
 // protocolError is sent to the client as -ERR 'text'. Clients know the texts by
 // heart and match them by prefix, without case.
 type protocolError struct {
@@ -17,6 +19,7 @@ const (
 	kindAuth
 	kindLimit
 	kindStale
+	kindClosed // by the broker
 )
 
 // Errors that end the connection.
@@ -39,3 +42,16 @@ const (
 	textInvalidSubject   = "Invalid Subject"
 	textInvalidPublish   = "Invalid Publish Subject"
 )
+
+// lastWord makes text fit between the quotes of -ERR, on one line.
+func lastWord(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r < ' ':
+			return ' '
+		case r == '\'':
+			return '"'
+		}
+		return r
+	}, text)
+}

@@ -3,6 +3,7 @@ package nats
 import (
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -145,7 +146,12 @@ func (c *conn) authenticate(o *connectOptions) (Identity, error) {
 		credentials.TLS = &state
 	}
 	identity, err := a.Authenticate(&credentials)
-	if err != nil {
+	var denial *Denial
+	switch {
+	case errors.As(err, &denial):
+		e := &protocolError{errAuthorization.text + ": " + lastWord(denial.Text), kindAuth}
+		return identity, fmt.Errorf("authenticate user %q: %w", o.User, e)
+	case err != nil:
 		return identity, fmt.Errorf("authenticate user %q (%w): %w", o.User, err, errAuthorization)
 	}
 	c.mu.Lock()
@@ -162,6 +168,7 @@ func (c *conn) attach(user string) {
 		Name:     c.options.Name,
 		User:     user,
 		Stalled:  func() { c.publisher.Flush() },
+		Close:    func(reason string) { c.close(&protocolError{lastWord(reason), kindClosed}) },
 	})
 }
 
