@@ -57,7 +57,7 @@ type Broker struct {
 	dir     *dataDir
 	id      identity
 
-	epochs      *epoch.Solo
+	epochs      *epoch.Cluster
 	host        replication.Host
 	engine      storage.Engine
 	checkpoints *storage.Checkpointer
@@ -172,8 +172,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		return err
 	}
 	// 3. Epochs.
-	b.epochs, err = epoch.OpenSolo(epoch.Options{
-		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, By: c.Name, Clock: c.Clock, OnFatal: b.fatal,
+	b.epochs, err = epoch.Open(epoch.Options{
+		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal,
+		Self: config.Broker{ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation},
 		OnCut: func(n int64) {
 			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
 		},

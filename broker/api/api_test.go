@@ -29,7 +29,7 @@ func (still) Problems() []string                                            { re
 
 func handlers(t testing.TB, brokers int) *Handlers {
 	t.Helper()
-	s, err := epoch.OpenSolo(epoch.Options{Dir: t.TempDir(), By: "b1", Clock: time.Now, Genesis: func() *config.Config {
+	s, err := epoch.Open(epoch.Options{Dir: t.TempDir(), Self: config.Broker{ID: 1, Name: "b1", Incarnation: "0"}, Clock: time.Now, Genesis: func() *config.Config {
 		c := &config.Config{Council: []uint64{1}, NextBroker: uint64(brokers) + 1, NextTopic: 1, NextShard: 1, NextReplica: 1}
 		for i := range brokers {
 			c.Brokers = append(c.Brokers, config.Broker{ID: uint64(i) + 1, Name: fmt.Sprintf("b%d", i+1), Incarnation: fmt.Sprint(i), Weight: 1})

@@ -2,8 +2,13 @@
 // cluster configurations, keeps their history and tells the rest of the broker
 // what was decided.
 //
-// Solo is the service of a cluster of one broker. Its journal is the real one;
-// the decision is this broker's own, since its council is this broker alone.
+// Cluster drives a paxos.Machine: one goroutine owns the machine and the journal, takes
+// what waits (messages, calls, a retry), steps the machine with all of it, makes
+// the records durable with one group of fsyncs and only then lets anybody see
+// the rest. A second goroutine plans proposals: it runs the changes that callers
+// of Propose wait for on the newest configuration, several in one epoch, and again on a
+// newer one when another broker's was decided first. A lone broker is a
+// cluster whose council is that broker; others may join it later.
 package epoch
 
 import (
@@ -11,6 +16,7 @@ import (
 	"errors"
 
 	"github.com/parleymq/parley/replication/epoch/config"
+	"github.com/parleymq/parley/replication/paxos"
 )
 
 var (
@@ -26,6 +32,15 @@ var (
 	ErrCorrupt = errors.New("epoch journal is damaged")
 	// ErrClosed: the store was closed, or stopped after an I/O error.
 	ErrClosed = errors.New("epoch store is closed")
+	// ErrNotNamed: the newest epoch doesn't name this broker's incarnation.
+	ErrNotNamed = paxos.ErrNotNamed
+	// ErrWiped: a cluster has decided epochs that don't name this data directory,
+	// so its disk was emptied or it is another's: it must be admitted, by --join.
+	ErrWiped = errors.New("this data directory is not one of the cluster's")
+	// ErrDifferentList: brokers were started with lists of initial brokers that differ.
+	ErrDifferentList = errors.New("lists of initial brokers differ")
+	// ErrRefused: the cluster doesn't admit this broker.
+	ErrRefused = errors.New("admission refused")
 )
 
 // A Store decides configurations and keeps what was decided. All methods may
@@ -37,9 +52,17 @@ type Store interface {
 	// Propose decides the next configuration. change alters a copy of the
 	// newest one; it is called again on a newer base when another value was
 	// decided first, so it must have no effects of its own. An error of change
-	// ends the proposal and is returned as it is. On success the new
-	// configuration is decided and durable.
+	// ends the proposal and is returned as it is, with the configuration that it
+	// judged, once that is known to be the newest. Changes that wait at the same
+	// time may share an epoch. On success the new configuration is on the disks of
+	// majorities of the old and of the new council. When ctx ends first the outcome is
+	// not known: change is not called any more, its epoch may still be decided.
 	Propose(ctx context.Context, change func(next *config.Config) error) (*config.Config, error)
+
+	// Read returns the newest configuration of the cluster: one that was the
+	// newest at some moment after the call, or a later one. It asks a majority of
+	// the council, so it waits, up to ctx, while that can't be reached.
+	Read(ctx context.Context) (*config.Config, error)
 
 	// History returns headers, newest first, from the epoch from downwards.
 	History(from uint64, limit int) []Header
@@ -55,22 +78,3 @@ type Store interface {
 
 	Close() error
 }
-
-// Header is what is kept of every epoch for ever.
-type Header struct {
-	Epoch    uint64
-	Hash     config.Hash
-	Previous config.Hash
-	By       string
-	At       int64 // Unix ms
-	Change   string
-	Council  []uint64
-}
-
-func headerOf(c *config.Config) Header {
-	return Header{Epoch: c.Epoch, Hash: c.Hash(), Previous: c.Previous, By: c.By, At: c.At, Change: c.Change, Council: c.Council}
-}
-
-// KeepValues is how many full values the history holds; older ones are kept as
-// headers.
-const KeepValues = 100

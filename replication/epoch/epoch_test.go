@@ -14,6 +14,8 @@ import (
 	"github.com/parleymq/parley/replication/epoch/config"
 )
 
+var self1 = config.Broker{ID: 1, Name: "b1", Incarnation: "i1"}
+
 func genesis() *config.Config {
 	return &config.Config{
 		Council: []uint64{1}, NextBroker: 2, NextTopic: 1, NextShard: 1, NextReplica: 1,
@@ -21,9 +23,9 @@ func genesis() *config.Config {
 	}
 }
 
-func open(t *testing.T, dir string) *Solo {
+func open(t *testing.T, dir string) *Cluster {
 	t.Helper()
-	s, err := OpenSolo(Options{Dir: dir, Genesis: genesis, By: "b1", Clock: time.Now})
+	s, err := Open(Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +39,7 @@ func form(next *config.Config) error {
 }
 
 // propose decides n further epochs.
-func propose(t *testing.T, s *Solo, n int) {
+func propose(t *testing.T, s *Cluster, n int) {
 	t.Helper()
 	for range n {
 		_, err := s.Propose(t.Context(), func(next *config.Config) error {
@@ -55,7 +57,7 @@ func TestHistory(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	propose(t, s, 2*KeepValues+50)
-	check := func(s *Solo, newest uint64) {
+	check := func(s *Cluster, newest uint64) {
 		t.Helper()
 		if s.Current().Epoch != newest {
 			t.Fatalf("epoch %d, want %d", s.Current().Epoch, newest)
@@ -168,7 +170,7 @@ func TestTornAndDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	entries, end, err := scan(whole)
-	if err != nil || len(entries) != 4 || end != int64(len(whole)) {
+	if err != nil || len(entries) != 5 || end != int64(len(whole)) { // four epochs and a start
 		t.Fatalf("%d entries to %d, %v", len(entries), end, err)
 	}
 	var ends []int64 // of each committed entry
@@ -213,7 +215,7 @@ func TestTornAndDamaged(t *testing.T) {
 	bad := bytes.Clone(whole)
 	bad[block+frameHeader+5] ^= 1
 	write(t, dir, bad)
-	if _, err := OpenSolo(Options{Dir: dir, Genesis: genesis, Clock: time.Now}); !errors.Is(err, ErrCorrupt) {
+	if _, err := Open(Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now}); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("a damaged journal: %v", err)
 	}
 	if left, err := os.ReadFile(filepath.Join(dir, journalName)); err != nil || !bytes.Equal(left, bad) {
@@ -244,7 +246,11 @@ func TestBrokenChain(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	propose(t, s, 3)
-	other := s.values[2].Clone()
+	_, v2, err := s.At(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := v2.Clone()
 	other.Change = "something else"
 	s.Close()
 	b, err := other.Encode()
@@ -259,13 +265,13 @@ func TestBrokenChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entries[2].payload = b
-	j, err := rewriteJournal(dir, entries)
+	entries[3].payload = b // after epoch 0, the start, and epoch 1
+	j, err := rewriteJournal(diskDirectory(dir), entries)
 	if err != nil {
 		t.Fatal(err)
 	}
 	j.close()
-	if _, err := OpenSolo(Options{Dir: dir, Genesis: genesis, Clock: time.Now}); !errors.Is(err, ErrCorrupt) {
+	if _, err := Open(Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now}); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("a broken chain: %v", err)
 	}
 }
@@ -311,13 +317,13 @@ func TestFaults(t *testing.T) {
 	for n := 1; n <= 5; n++ {
 		dir := t.TempDir()
 		var told []error
-		s, err := OpenSolo(Options{Dir: dir, Genesis: genesis, By: "b1", Clock: time.Now, OnFatal: func(err error) { told = append(told, err) }})
+		s, err := Open(Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now, OnFatal: func(err error) { told = append(told, err) }})
 		if err != nil {
 			t.Fatal(err)
 		}
 		propose(t, s, 2)
-		f := &faulty{file: s.journal.f, left: n}
-		s.journal.f = f
+		f := &faulty{left: n}
+		s.order(t.Context(), func(w *owner) { f.file, w.journal.f = w.journal.f, f })
 		_, err = s.Propose(t.Context(), form)
 		if n == 5 { // the run without a fault shows the order of the steps
 			if err != nil || fmt.Sprint(f.ops) != "[write sync write sync]" {

@@ -1,71 +1,81 @@
 package epoch
 
 import (
-	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"github.com/parleymq/parley/replication/epoch/config"
+	"github.com/parleymq/parley/replication/paxos"
 )
 
 var errHeader = errors.New("not an epoch header")
 
+// maxHeader bounds an encoded header: two hashes, two texts, numbers.
+const maxHeader = 4 << 10
+
+// Header is what is kept of every epoch for ever.
+type Header struct {
+	Epoch    uint64
+	Hash     config.Hash
+	Previous config.Hash
+	By       string
+	At       int64 // Unix ms
+	Change   string
+	Council  []uint64
+}
+
+func headerOf(c *config.Config, hash config.Hash) Header {
+	return Header{Epoch: c.Epoch, Hash: hash, Previous: c.Previous, By: c.By, At: c.At, Change: c.Change, Council: c.Council}
+}
+
+// headerIn finds the header of a decided entry.
+func headerIn(e *paxos.Entry) (Header, error) {
+	var h Header
+	if e.Value == nil {
+		var err error
+		if h, err = decodeHeader(e.Summary); err != nil {
+			return h, err
+		}
+	} else {
+		c, err := config.Decode(e.Value)
+		if err != nil {
+			return h, err
+		}
+		h = headerOf(c, c.Hash())
+	}
+	if h.Epoch != e.Epoch || paxos.Hash(h.Hash) != e.Hash || paxos.Hash(h.Previous) != e.Previous {
+		return h, fmt.Errorf("epoch %d with hash %v holds epoch %d with hash %v", e.Epoch, e.Hash, h.Epoch, h.Hash)
+	}
+	return h, nil
+}
+
 // encode writes a header in the form of docs/format/epochs.md.
 func (h *Header) encode() []byte {
-	b := append([]byte{}, h.Hash[:]...)
-	b = append(b, h.Previous[:]...)
-	b = binary.AppendUvarint(b, h.Epoch)
-	b = binary.AppendUvarint(b, uint64(h.At))
-	b = binary.AppendUvarint(b, uint64(len(h.By)))
-	b = append(b, h.By...)
-	b = binary.AppendUvarint(b, uint64(len(h.Change)))
-	b = append(b, h.Change...)
-	b = binary.AppendUvarint(b, uint64(len(h.Council)))
+	w := writer{}
+	w.hash(h.Hash)
+	w.hash(h.Previous)
+	w.uint(h.Epoch)
+	w.uint(uint64(h.At))
+	w.text(h.By)
+	w.text(h.Change)
+	w.uint(uint64(len(h.Council)))
 	for _, id := range h.Council {
-		b = binary.AppendUvarint(b, id)
+		w.uint(id)
 	}
-	return b
+	return w.b
 }
 
 func decodeHeader(b []byte) (Header, error) {
-	var h Header
-	if len(b) < 2*len(h.Hash) {
-		return h, errHeader
+	r := reader{b: b}
+	h := Header{Hash: r.hash(), Previous: r.hash(), Epoch: r.uint(), At: int64(r.uint()), By: r.text(), Change: r.text()}
+	for n := r.count(max(config.MaxCouncil, config.MaxInitial)); n > 0; n-- {
+		h.Council = append(h.Council, r.uint())
 	}
-	copy(h.Hash[:], b)
-	copy(h.Previous[:], b[len(h.Hash):])
-	b = b[2*len(h.Hash):]
-	ok := true
-	number := func() uint64 {
-		v, n := binary.Uvarint(b)
-		if n <= 0 {
-			ok = false
-			return 0
-		}
-		b = b[n:]
-		return v
+	if err := r.end(); err != nil {
+		return Header{}, fmt.Errorf("%w: %w", errHeader, err)
 	}
-	text := func() string {
-		n := number()
-		if n > config.MaxText || n > uint64(len(b)) {
-			ok = false
-			return ""
-		}
-		s := string(b[:n])
-		b = b[n:]
-		return s
-	}
-	h.Epoch = number()
-	h.At = int64(number())
-	h.By, h.Change = text(), text()
-	n := number()
-	if n > config.MaxCouncil {
-		ok = false
-	}
-	for ; ok && n > 0; n-- {
-		h.Council = append(h.Council, number())
-	}
-	if !ok || len(b) != 0 || h.At < 0 {
-		return Header{}, errHeader
+	if h.At < 0 {
+		return Header{}, fmt.Errorf("%w: its time is %d", errHeader, h.At)
 	}
 	return h, nil
 }

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
-	"os"
-	"path/filepath"
+	"io/fs"
 )
 
 // The journal is an append-only file of 64-byte blocks; docs/format/epochs.md
@@ -25,7 +23,7 @@ import (
 const (
 	block       = 64
 	frameHeader = 28
-	maxPayload  = 2 << 20
+	maxPayload  = 8 << 20
 
 	frameMagic  = 0x4e454550 // "PEEN"
 	markerMagic = 0x4b4d4550 // "PEMK"
@@ -50,6 +48,8 @@ type kind uint8
 const (
 	kindValue  kind = 1 // an encoded configuration
 	kindHeader kind = 2 // a Header alone
+	kindStep   kind = 3 // what the acceptor and the learner have to remember: records
+	kindBoot   kind = 4 // how often the store was opened
 )
 
 type entry struct {
@@ -58,32 +58,23 @@ type entry struct {
 	payload []byte
 }
 
-// file is what the journal needs of a file; tests put a faulty one in its place.
-type file interface {
-	io.ReaderAt
-	io.WriterAt
-	Truncate(size int64) error
-	Sync() error
-	Close() error
-}
-
 type journal struct {
 	f    file
 	size int64 // the end of the last committed entry
+	dead int64 // bytes of entries that nothing needs any more
 }
 
-// openJournal opens or creates dir/journal and returns its committed entries.
+// openJournal opens or creates the journal and returns its committed entries.
 // cut is the number of bytes of a torn tail that were cut.
-func openJournal(dir string) (j *journal, entries []entry, cut int64, err error) {
-	path := filepath.Join(dir, journalName)
-	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, os.ErrNotExist) {
+func openJournal(dir directory) (j *journal, entries []entry, cut int64, err error) {
+	if err := dir.remove(journalName + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, 0, fmt.Errorf("remove half-written epoch journal: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
+	f, err := dir.open(journalName, false)
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("open epoch journal: %w", err)
 	}
-	b, err := os.ReadFile(path)
+	b, err := dir.read(journalName)
 	if err != nil {
 		f.Close()
 		return nil, nil, 0, fmt.Errorf("read epoch journal: %w", err)
@@ -91,7 +82,7 @@ func openJournal(dir string) (j *journal, entries []entry, cut int64, err error)
 	entries, end, err := scan(b)
 	if err != nil {
 		f.Close()
-		return nil, nil, 0, fmt.Errorf("%w: %s: %w", ErrCorrupt, path, err)
+		return nil, nil, 0, fmt.Errorf("%w: %s: %w", ErrCorrupt, dir.path(journalName), err)
 	}
 	j = &journal{f: f, size: end}
 	if end == 0 {
@@ -103,7 +94,7 @@ func openJournal(dir string) (j *journal, entries []entry, cut int64, err error)
 		}
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = dir.sync()
 	}
 	if err != nil {
 		f.Close()
@@ -136,9 +127,8 @@ func (j *journal) write(b []byte, at int64) error {
 func (j *journal) close() error { return j.f.Close() }
 
 // rewriteJournal replaces the journal by one with the given entries.
-func rewriteJournal(dir string, entries []entry) (*journal, error) {
-	path := filepath.Join(dir, journalName)
-	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o640)
+func rewriteJournal(dir directory, entries []entry) (*journal, error) {
+	f, err := dir.open(journalName+".new", true)
 	if err != nil {
 		return nil, fmt.Errorf("rewrite epoch journal: %w", err)
 	}
@@ -152,10 +142,10 @@ func rewriteJournal(dir string, entries []entry) (*journal, error) {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = dir.rename(journalName+".new", journalName)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = dir.sync()
 	}
 	if err != nil {
 		f.Close()
@@ -259,13 +249,4 @@ func findMarker(b []byte, from int64) int64 {
 		}
 	}
 	return -1
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -19,6 +19,7 @@ const (
 	MaxSubject    = 512     // bytes
 	MaxBrokers    = 1000
 	MaxCouncil    = 5
+	MaxInitial    = 32   // brokers of an initial list: epoch 1 needs each of them
 	MaxText       = 1024 // bytes of a name, an address, a rack or a description
 )
 

@@ -254,7 +254,7 @@ func (r *reader) config() *Config {
 	copy(c.Previous[:], r.b)
 	r.b = r.b[len(c.Previous):]
 	c.FeatureLevel = uint32(r.small(1<<31, "feature levels"))
-	if n := r.count(MaxCouncil, "council members"); n > 0 {
+	if n := r.count(max(MaxCouncil, MaxInitial), "council members"); n > 0 {
 		c.Council = make([]uint64, n)
 		for i := range c.Council {
 			c.Council[i] = r.uint()

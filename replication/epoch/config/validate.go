@@ -75,8 +75,12 @@ func (c *Config) validateBrokers() error {
 		}
 		names[b.Name], incarnations[b.Incarnation] = true, true
 	}
-	if len(c.Council) == 0 || len(c.Council) > MaxCouncil {
-		return invalid("a council of %d, allowed are 1 to %d", len(c.Council), MaxCouncil)
+	most := MaxCouncil
+	if c.Epoch == 0 { // all that the initial list names have to agree on epoch 1
+		most = MaxInitial
+	}
+	if len(c.Council) == 0 || len(c.Council) > most {
+		return invalid("a council of %d, allowed are 1 to %d", len(c.Council), most)
 	}
 	for i, id := range c.Council {
 		if i > 0 && id <= c.Council[i-1] {
