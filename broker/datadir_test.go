@@ -147,7 +147,7 @@ func TestBadConfig(t *testing.T) {
 		"two ways in": {func(c *broker.Config) { c.User, c.Password, c.Token = "a", "b", "c" }, []string{"token"}},
 		"half a key":  {func(c *broker.Config) { c.TLS.Cert = "x.pem" }, []string{"tls-cert", "tls-key"}},
 		"no key file": {func(c *broker.Config) { c.TLS.Cert, c.TLS.Key = "/nope.pem", "/nope.key" }, []string{"tls-cert", "/nope.pem"}},
-		"engine":      {func(c *broker.Config) { c.Engine = "paper" }, []string{"engine", `"paper"`, "memory"}},
+		"engine":      {func(c *broker.Config) { c.Engine = "paper" }, []string{"engine", `"paper"`, "badger"}},
 		"port in use": {func(c *broker.Config) { c.Listen = taken.Addr().String() }, []string{taken.Addr().String(), "in use"}},
 		"HTTP in use": {func(c *broker.Config) { c.HTTP = taken.Addr().String() }, []string{"HTTP", "in use"}},
 	} {

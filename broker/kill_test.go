@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -16,7 +15,6 @@ import (
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition/record"
-	"github.com/parleymq/parley/partition/storage"
 )
 
 func TestMain(m *testing.M) { brokertest.Main(m) }
@@ -26,9 +24,6 @@ func TestMain(m *testing.M) { brokertest.Main(m) }
 // order. PARLEY_KILLS sets how often; the default is short.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	if !slices.Contains(storage.Engines(), "badger") {
-		t.Skip("no engine with a disk")
-	}
 	kills := 3
 	if s := os.Getenv("PARLEY_KILLS"); s != "" {
 		var err error

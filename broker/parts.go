@@ -3,7 +3,7 @@ package broker
 import (
 	"hash/fnv"
 
-	_ "github.com/parleymq/parley/partition/storage/memory"
+	_ "github.com/parleymq/parley/partition/storage/badger"
 	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/raft"
 )
@@ -11,7 +11,7 @@ import (
 // The parts that a Config without others gets. This file and natsfront.go are the
 // only ones of this package that name them.
 
-const defaultEngine = "memory"
+const defaultEngine = "badger"
 
 // addressed is a host that tells where it listens.
 type addressed interface{ Address() string }

@@ -75,6 +75,10 @@ func TestCases(t *testing.T) {
 			change: []func(*Input){state(Draining, 1)}, size: 3, held: []Code{CodeNoBroker}},
 		{name: "weight 0", brokers: brokersOf(1, 2), part: Partition{Factor: 1, Replicas: []uint64{1}},
 			change: []func(*Input){func(in *Input) { in.Brokers[0].Weight = 0 }}, keeps: []uint64{2}, size: 1, moves: []Code{CodeDrain}, shapes: "broker 1 has weight 0"},
+		{name: "five, one dead, four wanted", brokers: brokersOf(1, 2, 3, 4, 5), part: Partition{Factor: 4, Replicas: []uint64{1, 2, 3, 4, 5}},
+			change: []func(*Input){state(Dead, 3)}, keeps: []uint64{1, 2, 4, 5}, size: 4, moves: []Code{CodeShrink}},
+		{name: "the dead is replaced before the draining", brokers: brokersOf(1, 2, 3, 4, 5, 6), part: Partition{Factor: 5, Replicas: []uint64{2, 1, 3, 4, 5}},
+			change: []func(*Input){state(Dead, 1), state(Draining, 2)}, keeps: []uint64{2, 3, 4, 5, 6}, size: 5, moves: []Code{CodeDead}, held: []Code{CodeNoBroker}},
 		{name: "racks appear", brokers: []Broker{{ID: 1, Weight: 1, Rack: "a"}, {ID: 2, Weight: 1, Rack: "a"}, {ID: 3, Weight: 1, Rack: "b"}},
 			part: Partition{Factor: 2, Replicas: []uint64{1, 2}}, size: 2, moves: []Code{CodeRack}, shapes: `rack "a" holds 2 of the replicas`},
 		{name: "fewer racks than replicas", brokers: []Broker{{ID: 1, Weight: 1, Rack: "a"}, {ID: 2, Weight: 1, Rack: "a"}, {ID: 3, Weight: 1, Rack: "a"}, {ID: 4, Weight: 1, Rack: "b"}},
@@ -108,6 +112,21 @@ func TestCases(t *testing.T) {
 				t.Errorf("reasons are %q, want %q", texts, c.shapes)
 			}
 		})
+	}
+}
+
+// TestFrozenLeader lets a partition that nothing may touch be led from a dead
+// broker: it counts for nobody, and the others' leaders stay.
+func TestFrozenLeader(t *testing.T) {
+	t.Parallel()
+	in := Input{brokersOf(1, 2), []Partition{
+		{Shard: 1, Factor: 2, Replicas: []uint64{9, 1}},
+		{Shard: 2, Factor: 2, Replicas: []uint64{1, 2}}, {Shard: 3, Factor: 2, Replicas: []uint64{1, 2}}, {Shard: 4, Factor: 2, Replicas: []uint64{2, 1}},
+	}}
+	plan := mustMake(t, in)
+	verify(t, in, plan)
+	if plan.Changed() || len(plan.Held) != 1 {
+		t.Errorf("moves %+v, leads %+v, held %+v", plan.Moves, plan.Leads, plan.Held)
 	}
 }
 

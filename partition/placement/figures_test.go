@@ -11,6 +11,16 @@ const (
 	figureR = 3
 )
 
+func (in Input) count(broker uint64) int {
+	n := 0
+	for _, p := range in.Partitions {
+		if slices.Contains(p.Replicas, broker) {
+			n++
+		}
+	}
+	return n
+}
+
 func spread(plan *Plan) float64 {
 	most, sum, hosts := 0, 0, 0
 	for _, l := range plan.Loads {
@@ -60,6 +70,9 @@ func TestFigures(t *testing.T) {
 				leave.Brokers[b].State = state
 				left := mustMake(t, leave)
 				verify(t, leave, left)
+				if held := first.count(uint64(b + 1)); f.brokers > figureR && len(left.Moves) != held {
+					t.Errorf("%d brokers: %d held %d and %d moved", f.brokers, b+1, held, len(left.Moves))
+				}
 				worst = max(worst, float64(len(left.Moves))*float64(f.brokers)/(figureP*figureR))
 			}
 		}
@@ -97,7 +110,22 @@ func TestRollingFigures(t *testing.T) {
 			if got := spread(plan); got > 1.06 {
 				t.Errorf("seed %d, %d brokers, dying %d: the fullest has %.3f of the mean", seed, n, dying, got)
 			}
+			hosts := in.Hosts()
+			mean := float64(figureP) / float64(hosts)
+			changes := 0
+			for _, l := range plan.Leads {
+				if l.Reason.Code != CodeLeft {
+					changes++
+				}
+			}
+			// A newcomer takes its share of leaders; the rest is what the floors and ceilings shift.
+			if changes > int(mean)+hosts {
+				t.Errorf("seed %d, %d brokers, dying %d: %d partitions change their leader, a share is %.1f", seed, n, dying, changes, mean)
+			}
 			for _, l := range plan.Loads {
+				if l.Upper > 0 && (float64(l.LedAfter) >= mean+1 || float64(l.LedAfter) <= mean-1) {
+					t.Errorf("seed %d: broker %d leads %d of a mean of %.1f", seed, l.Broker, l.LedAfter, mean)
+				}
 				if !l.Within() || l.LedAfter > l.LeadUpper || l.LedAfter < l.LeadLower {
 					t.Errorf("seed %d, %d brokers, dying %d: %+v", seed, n, dying, l)
 				}

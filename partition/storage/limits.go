@@ -10,7 +10,7 @@ import (
 // them, and CheckAppend enforces them.
 const (
 	MaxChunkBytes      = 64 << 20 // Data of one chunk
-	MaxMetaBytes       = 4 << 10  // Meta of one chunk
+	MaxMetaBytes       = 16 << 20 // Meta of one chunk
 	MaxIndexKeyBytes   = 64
 	MaxIndexValueBytes = 256
 )

@@ -114,7 +114,7 @@ func (m *Machine) Step(in Message) Effects {
 // unfit says why a message is not for this machine at all.
 func (m *Machine) unfit(in *Message) Reason {
 	switch {
-	case !in.To.names(m.self):
+	case !m.rules.same(in.To, m.self):
 		return Misdirected
 	case in.Kind < Prepare || in.Kind > Fetch || in.From.Incarnation == anybodysOwn || in.Epoch == 0,
 		in.Ballot.Round > MaxRound || in.Promised.Round > MaxRound || in.Accepted.Ballot.Round > MaxRound,

@@ -119,7 +119,7 @@ func (m *Machine) begin(fx *Effects) {
 // urge sends a member what the proposal still wants of it.
 func (m *Machine) urge(fx *Effects, to Member) {
 	p := m.proposal
-	if p == nil || p.preempted || !slices.ContainsFunc(p.council, func(x Member) bool { return x == to }) {
+	if p == nil || !slices.Contains(p.council, to) {
 		return
 	}
 	switch {

@@ -44,6 +44,7 @@ func (w *world) heal() {
 	case w.check.newest == 0 && w.report.Wipes > 0, !w.check.spares(&node{}):
 		w.report.Unhealable = true
 	default:
+		w.report.Stalled = true
 		w.fail("faults ended, %d rounds went by, and there is no epoch %d that all know of (newest chosen: %d)", healRounds, goal, w.check.newest)
 	}
 }

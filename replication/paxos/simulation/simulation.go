@@ -37,6 +37,7 @@ type Report struct {
 	Seed       uint64
 	Violation  string // empty: everything held
 	Transcript []string
+	Stalled    bool // the violation is that no new epoch came
 	Unhealable bool // the council lost its majority to wiped disks, so that no epoch can come
 
 	Steps, Epochs, Messages, Dropped, Repeated, Crashes, Wipes, Proposals, Chosen, Done, Lost, Reads, CouncilChanges int
@@ -90,6 +91,9 @@ type weather struct {
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
 func newWeather(r *rand.Rand) weather {
+	if r.IntN(5) == 0 { // a duel: many ballots for one epoch
+		return weather{drop: pick(r, 0.1, 0.3), crash: pick(r, 0, 0.01), propose: 0.2, retry: pick(r, 0.1, 0.2, 0.3), read: pick(r, 0, 0.05), keep: 1000}
+	}
 	return weather{
 		drop: pick(r, 0, 0.02, 0.1, 0.3), repeat: pick(r, 0, 0.05, 0.3),
 		crash: pick(r, 0, 0.005, 0.02, 0.05), wipe: pick(r, 0, 0, 0.002, 0.01),
