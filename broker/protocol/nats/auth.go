@@ -59,9 +59,10 @@ type Access struct {
 }
 
 // DefaultPermissions keep clients from subscribing to requests that are the
-// broker's to answer. They may send them, and everything else is free.
+// broker's to answer, and to replies on their way to another broker. They may send
+// them, and everything else is free.
 var DefaultPermissions = &Permissions{
-	Subscribe: Access{Deny: []string{"$PARLEY.API.>", "$PARLEY.PUB.>", "$PARLEY.FETCH.>"}},
+	Subscribe: Access{Deny: []string{"$PARLEY.API.>", "$PARLEY.PUB.>", "$PARLEY.FETCH.>", "_PARLEY.>"}},
 }
 
 // permits reports whether all of the subject or filter is allowed and not
