@@ -220,9 +220,13 @@ func (m *Machine) decided(fx *Effects, in *Message) {
 		m.learn(fx, fresh, facts)
 	}
 	m.acknowledge(fx, in.From)
+	if len(fresh) > 0 {
+		m.ask(fx)
+	}
 }
 
-// learn takes in the next decided entries; facts are those of the last.
+// learn takes in the next decided entries; facts are those of the last. ask has to
+// follow, once everybody was told.
 func (m *Machine) learn(fx *Effects, entries []Entry, facts Facts) {
 	if p := m.proposal; p != nil {
 		next := entries[0]
@@ -246,7 +250,6 @@ func (m *Machine) learn(fx *Effects, entries []Entry, facts Facts) {
 		}
 	}
 	m.acknowledge(fx, m.self)
-	m.ask(fx)
 }
 
 // counts: does anything wait for an acknowledgement of x?
@@ -279,6 +282,7 @@ func (m *Machine) learnAck(fx *Effects, in *Message) {
 	m.finish(fx)
 	if !m.confirm(fx) && in.Epoch >= m.newest.Epoch {
 		m.urge(fx, in.From) // it may have been too far behind to answer
+		m.askMember(fx, in.From)
 	}
 }
 
