@@ -69,7 +69,7 @@ func (m *Machine) Newest() Entry { return m.newest }
 // Facts of the newest entry.
 func (m *Machine) Facts() Facts { return m.facts }
 
-// Promised and accepted state of the acceptor for the epoch after Newest.
+// State is what a machine that takes over must be given: it is durable once all records are.
 func (m *Machine) State() State {
 	return State{Newest: m.newest, Promised: m.promised, Accepted: m.accepted}
 }

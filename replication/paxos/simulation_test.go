@@ -13,7 +13,7 @@ import (
 )
 
 // shortSeeds run by default; go run ./replication/paxos/simulate runs as many as asked.
-const shortSeeds = 1500
+const shortSeeds = 1000
 
 func TestSimulation(t *testing.T) {
 	t.Parallel()
