@@ -46,6 +46,28 @@ func TestEncoding(t *testing.T) {
 	}
 }
 
+func TestFit(t *testing.T) {
+	t.Parallel()
+	full, bare := paxos.Entry{Value: make([]byte, 1000)}, paxos.Entry{Summary: make([]byte, 10)}
+	for _, c := range []struct {
+		entries []paxos.Entry
+		limit   int
+		want    int
+	}{
+		{nil, 10, 0},
+		{[]paxos.Entry{bare, bare}, 1 << 20, 0},
+		{[]paxos.Entry{bare, full, bare, full}, 1 << 20, 4},
+		{[]paxos.Entry{bare, full, bare, bare}, 1 << 20, 2},
+		{[]paxos.Entry{full, full, full}, 2500, 2},
+		{[]paxos.Entry{full, bare, full}, 1200, 1},
+		{[]paxos.Entry{bare, bare, full, full}, 10, 3},
+	} {
+		if got := paxos.Fit(c.entries, c.limit); len(got) != c.want {
+			t.Errorf("%d entries, limit %d: %d, want %d", len(c.entries), c.limit, len(got), c.want)
+		}
+	}
+}
+
 // Whatever decodes, a machine can be stepped with.
 func FuzzStep(f *testing.F) {
 	base := listed(1, 2, 3)

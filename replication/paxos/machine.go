@@ -168,7 +168,7 @@ func (m *Machine) fetch(fx *Effects, in *Message) {
 }
 
 // Decided makes the answer to a Serve of entries that the history holds: adjoining,
-// from Serve.From on, at most MaxEntries, the last one with its value.
+// from Serve.From on, at least one, at most MaxEntries, the last one with its value: Fit cuts.
 func (m *Machine) Decided(to Member, entries []Entry) Message {
 	out := m.message(Decided, to)
 	out.Epoch, out.Previous, out.Entries = entries[0].Epoch, entries[0].Previous, entries

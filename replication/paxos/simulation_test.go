@@ -18,7 +18,11 @@ const shortSeeds = 1000
 func TestSimulation(t *testing.T) {
 	t.Parallel()
 	var total simulation.Total
-	for seed := uint64(1); seed <= shortSeeds; seed++ {
+	seeds := uint64(shortSeeds)
+	if testing.Short() {
+		seeds /= 4
+	}
+	for seed := uint64(1); seed <= seeds; seed++ {
 		r := simulation.Run(simulation.Options{Seed: seed})
 		total.Add(r)
 		if r.Violation != "" {
@@ -29,12 +33,12 @@ func TestSimulation(t *testing.T) {
 	// A simulator that simulates nothing finds nothing.
 	for what, n := range map[string]int{"crashes": total.Crashes, "wipes": total.Wipes, "lost messages": total.Dropped, "repeated messages": total.Repeated,
 		"council changes": total.CouncilChanges, "done proposals": total.Done, "lost proposals": total.Lost, "reads": total.Reads} {
-		if n < shortSeeds/10 {
-			t.Errorf("only %d %s in %d seeds", n, what, shortSeeds)
+		if n < int(seeds/10) {
+			t.Errorf("only %d %s in %d seeds", n, what, seeds)
 		}
 	}
-	if total.Unhealable > shortSeeds/10 {
-		t.Errorf("%d of %d runs lost their council", total.Unhealable, shortSeeds)
+	if total.Unhealable > int(seeds/10) {
+		t.Errorf("%d of %d runs lost their council", total.Unhealable, seeds)
 	}
 }
 
