@@ -117,6 +117,7 @@ type hooks struct {
 	fsync       func(path string) error // instead of fsync
 	onlyActive  bool                    // Sync leaves out files that have rotated
 	noGuard     bool                    // Collect neither defers the deletion of a file nor notes it down
+	noNote      bool                    // Collect does not note down which file it is at
 	midCollect  func(step string)       // at each step of a collection
 	afterAppend func()                  // after each transaction of an append
 }

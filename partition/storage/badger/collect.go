@@ -183,6 +183,9 @@ func (e *Engine) prepare(file uint32) error {
 	if !ok {
 		return fmt.Errorf("%s: %w", path, errNotIntact)
 	}
+	if e.hooks.noNote {
+		return nil
+	}
 	if err := e.writeCollectNote(file); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,10 +12,7 @@ import (
 
 	badgerdb "github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
-	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/table"
-	"github.com/dgraph-io/badger/v4/y"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/parleymq/parley/partition/storage"
 )
@@ -162,7 +160,26 @@ func verifyTable(path string, whole bool) (err error) {
 	return nil
 }
 
+// verifies checks data against Badger's encoded checksum: a protobuf message of
+// an algorithm (field 1, 0 or absent for CRC-32C, the only one that is written)
+// and the sum (field 2).
 func verifies(data, checksum []byte) bool {
-	var sum pb.Checksum
-	return proto.Unmarshal(checksum, &sum) == nil && y.VerifyChecksum(data, &sum) == nil
+	var algorithm, sum uint64
+	for len(checksum) > 0 {
+		tag := checksum[0]
+		v, n := binary.Uvarint(checksum[1:])
+		if n <= 0 {
+			return false
+		}
+		switch tag {
+		case 1 << 3:
+			algorithm = v
+		case 2 << 3:
+			sum = v
+		default:
+			return false
+		}
+		checksum = checksum[1+n:]
+	}
+	return algorithm == 0 && sum == uint64(crc32.Checksum(data, castagnoli))
 }
