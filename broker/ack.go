@@ -41,7 +41,6 @@ func appendTag(b []byte, at int64, reply []byte) []byte {
 type reply struct {
 	m    interest.Message
 	body []byte
-	head []byte
 }
 
 var replies = sync.Pool{New: func() any { return &reply{body: make([]byte, 0, 256)} }}

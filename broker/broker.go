@@ -9,7 +9,7 @@
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
 //	fetch.go      reading; request.go the API's requests
-//	readiness.go  when the broker serves
+//	readiness.go  when the broker serves; collect.go giving disk space back
 //	metrics.go    what /metrics tells
 //
 // A broker is embedded by calling Start with a Config; the daemon does nothing
@@ -190,6 +190,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if err := b.openParts(); err != nil {
 		return err
 	}
+	if err := b.checkLogs(); err != nil {
+		return err
+	}
 	// 5. What this broker is, decided where it changed.
 	if err := b.announce(ctx); err != nil {
 		return err
@@ -209,6 +212,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		}
 	})
 	b.background.Go(func() { b.space.Run(b.bgCtx) })
+	b.background.Go(func() { b.collect(b.bgCtx) })
 	b.background.Go(func() { b.watchReady(b.bgCtx) })
 	b.serve()
 	return nil
@@ -309,6 +313,25 @@ func (b *Broker) openParts() (err error) {
 		b.space, err = storage.NewSpace(b.dir.path, floor, 0)
 	}
 	return err
+}
+
+// checkLogs refuses epochs that know less than the logs beside them: the journal
+// was cut or is an old copy. To go on would give the same ids out once more, and
+// old records would surface under new topics.
+func (b *Broker) checkLogs() error {
+	logs, err := b.engine.Logs()
+	if err != nil {
+		return fmt.Errorf("list logs: %w", err)
+	}
+	c := b.epochs.Current()
+	for _, id := range append(logs, b.checkpoints.Checkpoints()...) {
+		if id.Topic >= c.NextTopic || id.Replica >= c.NextReplica {
+			return fmt.Errorf("data directory %s: there is a log %s, but epoch %d, the newest in %s, has given out topic ids up to %d and replica ids up to %d: "+
+				"epochs are missing at the end of that journal, restore it from a copy",
+				b.dir.path, id, c.Epoch, filepath.Join(epochsDir, "journal"), c.NextTopic-1, c.NextReplica-1)
+		}
+	}
+	return nil
 }
 
 // announce has an epoch decided that says what this broker is, where the newest

@@ -162,12 +162,12 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 	switch {
 	case err == nil:
 		k.stamp(ctx, p, c.Epoch)
-		s.setProblem("")
+		s.problem.Store(nil)
 		s.partition.Store(p)
 		b.ready.kick()
 	case ctx.Err() != nil:
 	default:
-		s.setProblem(err.Error())
+		s.fail(err)
 		b.ready.kick()
 		b.c.Logger.Error().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("partition could not be opened")
 	}

@@ -55,7 +55,8 @@ func openDataDir(path string) (*dataDir, error) {
 		host = "unknown host"
 	}
 	who := fmt.Sprintf("pid %d on %s\n", os.Getpid(), host)
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(who), 0)
 	}
 	if err != nil {

@@ -40,9 +40,6 @@ func clip(b []byte) string {
 
 // notHere is the answer for a partition that this broker doesn't serve now.
 func notHere(topic string, n int32, why string) *wire.Error {
-	if why == "" {
-		why = "it is being opened"
-	}
 	return &wire.Error{Code: 503, Reason: wire.ReasonNotLeader, Retriable: true,
 		Description: fmt.Sprintf("partition %s/%d is not served: %s", topic, n, why)}
 }

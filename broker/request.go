@@ -129,7 +129,7 @@ func (r runtime) OffsetAt(_ context.Context, topic uint64, number int32, timeMS 
 	}
 	p := s.partition.Load()
 	if p == nil {
-		return 0, notHere(s.topic, number, s.problemText())
+		return 0, s.refusal()
 	}
 	off, err := p.OffsetAt(timeMS)
 	if err != nil {

@@ -227,7 +227,7 @@ func (s *session) partition(t *topic, number int32) (*partition.Partition, *wire
 	if p != nil {
 		return p, nil
 	}
-	return nil, notHere(t.name, number, slot.problemText())
+	return nil, slot.refusal()
 }
 
 // startWait is how long a session's first publish to a partition that isn't

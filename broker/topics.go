@@ -1,9 +1,11 @@
 package broker
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/parleymq/parley/broker/interest"
+	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication/epoch/config"
@@ -40,25 +42,37 @@ type slot struct {
 
 	// partition is nil while it is not open.
 	partition atomic.Pointer[partition.Partition]
-	// problem says why it isn't open, or what is wrong with it.
-	problem atomic.Pointer[string]
+	// problem says why it isn't open.
+	problem atomic.Pointer[wire.Error]
 	// leader is the broker that leads, 0 while there is none.
 	leader atomic.Uint64
 
 	retention partition.Retention // of the carrier's goroutine alone
 }
 
-func (s *slot) setProblem(text string) {
-	if text == "" {
-		s.problem.Store(nil)
-		return
+// fail notes why the partition could not be opened. Damage is no matter of trying
+// again.
+func (s *slot) fail(err error) {
+	e := notHere(s.topic, s.number, err.Error())
+	var hole *storage.HoleError
+	if errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) {
+		e.Code, e.Reason, e.Retriable = 500, wire.ReasonDamaged, false
 	}
-	s.problem.Store(&text)
+	s.problem.Store(e)
+}
+
+// refusal is the answer while the partition isn't open.
+func (s *slot) refusal() *wire.Error {
+	if p := s.problem.Load(); p != nil {
+		e := *p // answers add to it
+		return &e
+	}
+	return notHere(s.topic, s.number, "it is being opened")
 }
 
 func (s *slot) problemText() string {
 	if p := s.problem.Load(); p != nil {
-		return *p
+		return p.Description
 	}
 	return ""
 }

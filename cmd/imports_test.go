@@ -34,6 +34,8 @@ var layers = []struct {
 	{"broker/interest", nil},
 	{"replication/epoch/config", nil},
 	{"replication/paxos", []string{"replication/epoch/config"}},
+	{"replication/paxos/simulation", []string{"replication/paxos"}},
+	{"replication/paxos/simulate", []string{"replication/paxos", "replication/paxos/simulation"}},
 	{"partition/placement", []string{"replication/epoch/config"}},
 	{"partition/group", nil},
 

@@ -33,7 +33,6 @@ type faults struct {
 	late           int // a copy is committed some proposals later
 	busy           int // Propose itself refuses
 	zombie         [][]byte
-	maxZombies     int
 	zombiesApplied int
 }
 

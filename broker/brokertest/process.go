@@ -64,9 +64,20 @@ type Process struct {
 // StartProcess starts a broker on dir and waits until it serves.
 func StartProcess(t testing.TB, dir string) *Process {
 	t.Helper()
+	p, err := TryProcess(t, dir, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TryProcess is StartProcess for a broker that may refuse to start. What it says
+// goes to stderr.
+func TryProcess(t testing.TB, dir string, stderr io.Writer) (*Process, error) {
+	t.Helper()
 	p := &Process{t: t, cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), childVariable+"="+dir)
-	p.cmd.Stderr = os.Stderr
+	p.cmd.Stderr = stderr
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -85,9 +96,10 @@ func StartProcess(t testing.TB, dir string) *Process {
 		err = json.Unmarshal(line, &p.Addresses)
 	}
 	if err != nil {
-		t.Fatalf("broker process said %q: %v", line, err)
+		p.Kill()
+		return nil, fmt.Errorf("broker process said %q and ended with %s: %w", line, p.cmd.ProcessState, err)
 	}
-	return p
+	return p, nil
 }
 
 // Kill kills the process with SIGKILL. Killing it again does nothing.

@@ -210,7 +210,7 @@ func TestWeights(t *testing.T) {
 // TestLargest plans at the limits, where products of shares are largest.
 func TestLargest(t *testing.T) {
 	t.Parallel()
-	in := Input{equalBrokers(MaxBrokers), newPartitions(1024, 64)}
+	in := Input{equalBrokers(MaxBrokers), newPartitions(MaxReplicas/256, 256)}
 	for i := range in.Brokers {
 		in.Brokers[i].Weight = 1<<32 - 1 - uint32(i)
 		in.Brokers[i].Rack = []string{"a", "b", "c"}[i%3]

@@ -77,3 +77,30 @@ func fewestMoves(in Input, bounds []Load) (int, bool) {
 	place(0, 0)
 	return best, found
 }
+
+// TestMovesBeyondWhatLeft counts, over fixed seeds, what a drain and a join move beyond the
+// replicas that must leave: those that move anyway are used to level the others.
+func TestMovesBeyondWhatLeft(t *testing.T) {
+	t.Parallel()
+	forced, moved := 0, 0
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		s := randomShape(r)
+		s.brokers, s.parts = 4+r.IntN(20), 50+r.IntN(200)
+		in := s.input(r)
+		in = next(in, mustMake(t, in))
+		gone := r.IntN(s.brokers)
+		in.Brokers[gone].State = Draining
+		forced += in.count(in.Brokers[gone].ID)
+		if r.IntN(2) == 0 {
+			in.Brokers = append(in.Brokers, s.broker(r, 999))
+		}
+		plan := mustMake(t, in)
+		verify(t, in, plan)
+		moved += len(plan.Moves)
+	}
+	t.Logf("%d moves for %d replicas that had to leave", moved, forced)
+	if limit := 1.05; float64(moved) > limit*float64(forced) {
+		t.Errorf("%d moves for %d replicas that had to leave, allowed are %.2f times as many", moved, forced, limit)
+	}
+}

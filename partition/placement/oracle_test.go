@@ -220,8 +220,10 @@ func (w *world) verifyMoves(t *testing.T, plan *Plan, parts map[uint64]Partition
 		if m.From == 0 && m.Reason.Code != CodeNew && m.Reason.Code != CodeGrow || m.To == 0 && m.Reason.Code != CodeShrink {
 			t.Errorf("shard %d moves from %d to %d for %s", m.Shard, m.From, m.To, m.Reason.Code)
 		}
-		if b, known := w.broker[m.From]; m.Reason.Code == CodeDead && known && b.State != Dead ||
-			m.Reason.Code == CodeDrain && (w.host(m.From) || !known || b.State == Dead) {
+		b, known := w.broker[m.From]
+		dead := m.From != 0 && (!known || b.State == Dead)
+		draining := m.From != 0 && !dead && !w.host(m.From)
+		if m.Reason.Code != CodeShrink && (dead != (m.Reason.Code == CodeDead) || draining != (m.Reason.Code == CodeDrain)) {
 			t.Errorf("shard %d moves from %d because %s", m.Shard, m.From, m.Reason.Text)
 		}
 		delete(set, m.From)

@@ -37,39 +37,37 @@ func (p *planner) moves(t *part, replicas []uint64, moves []Move) []Move {
 			gone = append(gone, id)
 		}
 	}
-	// Newcomers whose own origin is gone are paired first.
-	pair := func(own bool) {
-		for j := range t.slots {
-			s := &t.slots[j]
-			if slices.Contains(t.Replicas, s.broker) || s.cause.code == "" {
-				continue
-			}
-			at := slices.Index(gone, s.origin)
-			if own != (at >= 0) {
-				continue
-			}
-			m := Move{Shard: t.Shard, To: s.broker, Reason: s.cause.reason()}
-			if at < 0 && s.origin != 0 && len(gone) > 0 {
-				at = 0
-			}
-			if at < 0 && s.origin != 0 { // an added replica ended up where this one was
-				m.Reason = cause{code: CodeGrow, have: len(t.Replicas), want: t.Factor}.reason()
-			}
-			if at >= 0 {
-				m.From = gone[at]
-				gone = slices.Delete(gone, at, at+1)
-			}
-			moves = append(moves, m)
-			s.cause.code = "" // told
+	for _, s := range t.slots {
+		if slices.Contains(t.Replicas, s.broker) {
+			continue
 		}
+		m := Move{Shard: t.Shard, To: s.broker}
+		why := s.cause
+		at := slices.Index(gone, s.origin)
+		if at < 0 {
+			at = slices.IndexFunc(gone, func(id uint64) bool { return t.cameFrom(id) >= 0 })
+		}
+		if s.origin != 0 && at >= 0 {
+			m.From = gone[at]
+			gone = slices.Delete(gone, at, at+1)
+			why = t.slots[t.cameFrom(m.From)].cause
+		} else if s.origin != 0 { // an added replica ended up where this one was
+			why = cause{code: CodeGrow, have: len(t.Replicas), want: t.Factor}
+		}
+		m.Reason = why.reason()
+		moves = append(moves, m)
 	}
-	pair(true)
-	pair(false)
 	for _, id := range gone {
 		why := cause{code: CodeShrink, have: len(t.Replicas), want: t.Factor}
 		moves = append(moves, Move{Shard: t.Shard, From: id, Reason: why.reason()})
 	}
 	return moves
+}
+
+// cameFrom returns the slot that was on a broker before the plan, -1 when none
+// was or it was dropped.
+func (t *part) cameFrom(broker uint64) int {
+	return slices.IndexFunc(t.slots, func(s slot) bool { return s.origin == broker })
 }
 
 func (p *planner) whyLeads(t *part, replicas []uint64) Reason {

@@ -40,7 +40,6 @@ type proposal struct {
 	data     []byte
 	change   *change
 	fate     Fate
-	term     uint64 // in which it reached a leader
 	deadline time.Time
 
 	// Guarded by Cluster.mu.

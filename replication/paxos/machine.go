@@ -69,7 +69,7 @@ func (m *Machine) Newest() Entry { return m.newest }
 // Facts of the newest entry.
 func (m *Machine) Facts() Facts { return m.facts }
 
-// Promised and accepted state of the acceptor for the epoch after Newest.
+// State is what a machine that takes over must be given: it is durable once all records are.
 func (m *Machine) State() State {
 	return State{Newest: m.newest, Promised: m.promised, Accepted: m.accepted}
 }
@@ -168,7 +168,7 @@ func (m *Machine) fetch(fx *Effects, in *Message) {
 }
 
 // Decided makes the answer to a Serve of entries that the history holds: adjoining,
-// from Serve.From on, at most MaxEntries, the last one with its value.
+// from Serve.From on, at least one, at most MaxEntries, the last one with its value: Fit cuts.
 func (m *Machine) Decided(to Member, entries []Entry) Message {
 	out := m.message(Decided, to)
 	out.Epoch, out.Previous, out.Entries = entries[0].Epoch, entries[0].Previous, entries
@@ -220,9 +220,13 @@ func (m *Machine) decided(fx *Effects, in *Message) {
 		m.learn(fx, fresh, facts)
 	}
 	m.acknowledge(fx, in.From)
+	if len(fresh) > 0 {
+		m.ask(fx)
+	}
 }
 
-// learn takes in the next decided entries; facts are those of the last.
+// learn takes in the next decided entries; facts are those of the last. ask has to
+// follow, once everybody was told.
 func (m *Machine) learn(fx *Effects, entries []Entry, facts Facts) {
 	if p := m.proposal; p != nil {
 		next := entries[0]
@@ -246,7 +250,6 @@ func (m *Machine) learn(fx *Effects, entries []Entry, facts Facts) {
 		}
 	}
 	m.acknowledge(fx, m.self)
-	m.ask(fx)
 }
 
 // counts: does anything wait for an acknowledgement of x?
@@ -279,6 +282,7 @@ func (m *Machine) learnAck(fx *Effects, in *Message) {
 	m.finish(fx)
 	if !m.confirm(fx) && in.Epoch >= m.newest.Epoch {
 		m.urge(fx, in.From) // it may have been too far behind to answer
+		m.askMember(fx, in.From)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // mutantSeeds is within how many seeds a mutant has to be caught.
-const mutantSeeds = 50000
+const mutantSeeds = 1000
 
 // Each mutant breaks one rule, and the simulator has to notice that more than progress
 // is lost.

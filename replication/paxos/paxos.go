@@ -145,3 +145,20 @@ type Entry struct {
 }
 
 func (e Entry) String() string { return fmt.Sprintf("%d:%s", e.Epoch, e.Hash) }
+
+// Fit returns as many of the entries, from the first on, as limit bytes hold and one
+// Decided may carry, so that the last one has its value. It returns more than the limit
+// when a value can't be reached within it, and nothing when there is no value.
+func Fit(entries []Entry, limit int) []Entry {
+	end, size := 0, 0
+	for i, e := range entries[:min(len(entries), MaxEntries)] {
+		size += len(e.Value) + len(e.Summary) + entryBytes
+		if size > limit && end > 0 {
+			break
+		}
+		if e.Value != nil {
+			end = i + 1
+		}
+	}
+	return entries[:end]
+}

@@ -158,6 +158,10 @@ func (m *Machine) promise(fx *Effects, in *Message) {
 	if !m.ours(in, preparing) {
 		return
 	}
+	if _, err := m.check(in.Accepted.Value); err != nil && !in.Accepted.Ballot.None() {
+		m.refuse(fx, in, InvalidValue)
+		return
+	}
 	p.promises = distinct(p.promises, in.From)
 	if m.rules.adopt(in.Accepted, p.adopted) {
 		p.adopted = in.Accepted
@@ -198,7 +202,7 @@ func (m *Machine) vote(fx *Effects, in *Message) {
 func (m *Machine) choose(fx *Effects, value []byte) {
 	f, err := m.decode(value)
 	if err != nil {
-		panic(fmt.Sprintf("paxos: a value was chosen that doesn't decode: %v", err))
+		panic(fmt.Sprintf("paxos: a value was chosen that was checked and doesn't decode: %v", err))
 	}
 	all := slices.Clone(f.Members)
 	for _, x := range bound(m.facts.Members) {
@@ -213,6 +217,7 @@ func (m *Machine) choose(fx *Effects, value []byte) {
 			fx.Send = append(fx.Send, m.Decided(x, []Entry{e}))
 		}
 	}
+	m.ask(fx)
 }
 
 func (m *Machine) nack(fx *Effects, in *Message) {

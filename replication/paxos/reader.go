@@ -73,13 +73,20 @@ func (m *Machine) askAgain(fx *Effects) {
 		return
 	}
 	for _, x := range m.facts.Council {
-		if slices.ContainsFunc(r.answers, func(a answer) bool { return x.names(a.from) }) {
-			continue
-		}
-		out := m.message(Read, x)
-		out.Boot, out.Round = m.boot, r.number
-		fx.Send = append(fx.Send, out)
+		m.askMember(fx, x)
 	}
+}
+
+// askMember asks one member of the council, unless it has answered.
+func (m *Machine) askMember(fx *Effects, x Member) {
+	r := m.reading
+	if r == nil || r.finishing || !slices.Contains(m.facts.Council, x) ||
+		slices.ContainsFunc(r.answers, func(a answer) bool { return x.names(a.from) }) {
+		return
+	}
+	out := m.message(Read, x)
+	out.Boot, out.Round = m.boot, r.number
+	fx.Send = append(fx.Send, out)
 }
 
 func (m *Machine) readState(fx *Effects, in *Message) {
@@ -89,6 +96,10 @@ func (m *Machine) readState(fx *Effects, in *Message) {
 	}
 	if !slices.ContainsFunc(m.facts.Council, func(x Member) bool { return m.rules.same(x, in.From) }) ||
 		slices.ContainsFunc(r.answers, func(a answer) bool { return a.from.ID == in.From.ID }) {
+		return
+	}
+	if _, err := m.check(in.Accepted.Value); err != nil && !in.Accepted.Ballot.None() {
+		m.refuse(fx, in, InvalidValue)
 		return
 	}
 	r.answers = append(r.answers, answer{in.From, in.Accepted})

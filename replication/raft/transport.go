@@ -167,11 +167,12 @@ func (t *transport) serve(conn net.Conn) {
 	delete(t.links, conn)
 	t.mu.Unlock()
 	_ = conn.Close()
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		t.warn("raft link from "+conn.RemoteAddr().String()+" ended", err)
 	}
 }
 
+// read serves the link until it ends; the error says why and is never nil.
 func (t *transport) read(conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	if err := conn.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {

@@ -1,8 +1,20 @@
-// Package badger keeps partition logs in Badger: one database per broker,
-// chunks in its value log, keys in its LSM tree.
+// Package badger keeps partition logs in Badger: one database a broker, chunks
+// in its value log, keys in its LSM tree.
 //
-// Writes are not fsynced one by one; Sync makes all that came before it
-// durable. docs/format/storage.md describes the keys and values.
+// Writes are not fsynced one by one; Sync makes all that came before it durable.
+// docs/format/storage.md describes the bytes, docs/adr/0020 to 0022 say which of
+// Badger's habits are worked around, and where in its source they are.
+//
+//	badger.go     the engine: sizes, opening, closing, listing
+//	directory.go  version and lock of the directory
+//	preflight.go  what is looked at, and set right, before Badger opens
+//	tables.go     verification of tables and manifest
+//	valuelog.go   reading value log files and memtable logs without Badger
+//	keys.go       keys and values
+//	store.go      one log: open, append, read, seek
+//	trim.go       deleting: trim, reset, drop
+//	sync.go       durability
+//	collect.go    giving space back, and what a power cut in it leaves
 package badger
 
 import (
@@ -21,120 +33,162 @@ import (
 	"github.com/parleymq/parley/partition/storage"
 )
 
-func init() { storage.Register("badger", open) }
+func init() {
+	storage.Register("badger", func(o storage.Options) (storage.Engine, error) {
+		e, err := openEngine(o, defaultSizes, hooks{})
+		if err != nil {
+			return nil, err
+		}
+		return e, nil
+	})
+}
 
-// Sizes, chosen for a small idle footprint: keys are all that the LSM tree
-// holds, so its buffers can be small; batches go to the value log.
+// sizes of an engine; tests use small ones, so that files rotate at once.
+type sizes struct {
+	memTable int64
+	vlogFile int64
+	// collectAfter is how much must have been freed before tables are compacted
+	// to find out where.
+	collectAfter int64
+}
+
+// The LSM tree holds keys and pointers, about 130 bytes a chunk, so a memtable of
+// 16 MiB covers 8 GiB of 64 KiB chunks: anything larger only costs memory. A
+// memtable takes up to 1.3 times its size on the heap and as much again in the map
+// of its log; with at most two waiting that is below 130 MiB in the worst burst,
+// and a few MiB when idle, as untouched pages of either cost nothing.
+//
+// A value log file is the unit in which space comes back. 256 MiB bounds what one
+// collection rewrites and wastes, and 1 TiB of log is still only 4,096 open files.
+var defaultSizes = sizes{memTable: 16 << 20, vlogFile: 256 << 20, collectAfter: 128 << 20}
+
 const (
-	memTableBytes = 32 << 20
-	memTables     = 2
-	// valueThreshold: larger values go to the value log, which is written once and
-	// never compacted. With the default of 1 MiB each batch would be rewritten
-	// at every compaction.
+	memTables   = 2
+	minMemTable = 4 << 20
+	maxMemTable = 64 << 20
+	// valueThreshold: larger values go to the value log, which is written once.
+	// With Badger's default of 1 MiB each batch would be rewritten by every compaction.
 	valueThreshold = 1 << 10
-	// vlogFileBytes is the unit in which space comes back. It bounds what is
-	// wasted beside what the ratio of collection allows.
-	vlogFileBytes   = 256 << 20
-	blockCacheBytes = 8 << 20
-	indexCacheBytes = 16 << 20
-	// txnBytes is how much one transaction may hold in the LSM tree: Badger's
-	// limit is 15 % of a memtable, values in the value log not counted.
-	txnBytes   = memTableBytes / 16
-	txnEntries = 10_000
-	// collectRatio: a value log file is rewritten once that much of it is garbage.
-	collectRatio = 0.3
-)
-
-const (
-	versionFile = "VERSION"
-	versionText = "parley-log badger 1\n"
+	// magic is checked by Badger in its manifest: another program's database is
+	// refused even if somebody copies a VERSION file next to it.
+	magic = 0x504c
+	// dbDir is the directory that Badger has for itself.
+	dbDir = "db"
 )
 
 // Engine is one Badger database. It implements storage.Engine.
 type Engine struct {
-	db  *badgerdb.DB
-	dir string
+	db    *badgerdb.DB
+	dir   string // Options.Dir
+	files string // Badger's directory in it
+	lock  *os.File
+	sizes sizes
+	log   *logger
 
-	// writes is held by writers in shared mode and exclusively while a memtable
-	// is flushed by force, during which Badger refuses writes.
+	// writes is held by writers in shared mode, exclusively while a memtable is
+	// flushed by force: Badger refuses writes during that.
 	writes sync.RWMutex
 
 	mu     sync.Mutex
-	open   map[storage.LogID]*store
+	open   map[storage.LogID]*store // nil while a log is being opened or dropped
 	closed bool
 
+	buffers sync.Pool // *txnBuffer
+
 	syncMu  sync.Mutex
-	synced  uint32       // value log files below it are durable and will not change
-	dirty   atomic.Bool  // something was written since the last Sync
-	garbage atomic.Int64 // bytes freed since the last Collect
+	synced  uint32 // value log files below it are durable and will not change
+	failed  error  // the first fsync error
+	written atomic.Uint64
+	durable uint64 // what written was when the newest sync began
+	listing string // names of the files at the newest sync
 
-	collected atomic.Int64 // value log files collected
-	syncs     atomic.Int64
-	hooks     hooks
+	collectMu sync.Mutex
+	garbage   atomic.Int64 // value log bytes freed since the tables were last compacted
+	damage    atomic.Bool  // something was missing or unreadable since Open
+
+	syncs, collected, blocked atomic.Int64
+
+	hooks hooks
 }
 
-// hooks switch safeguards off, for the tests that show what they are for.
+// hooks switch safeguards off or watch them, for the tests that show what they
+// are for. Production code never sets them.
 type hooks struct {
-	onlyActive bool // Sync leaves files that have rotated
-	noGuard    bool // Collect runs without an open iterator
+	fsync       func(path string) error // instead of fsync
+	onlyActive  bool                    // Sync leaves out files that have rotated
+	noGuard     bool                    // Collect neither defers the deletion of a file nor notes it down
+	noNote      bool                    // Collect does not note down which file it is at
+	midCollect  func(step string)       // at each step of a collection
+	afterAppend func()                  // after each transaction of an append
 }
 
-func open(o storage.Options) (storage.Engine, error) {
-	e, err := openEngine(o, hooks{})
-	if err != nil {
+func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
+	if o.Dir == "" {
+		return nil, errors.New("no directory given")
+	}
+	if h.fsync == nil {
+		h.fsync = fsync
+	}
+	if o.MemoryBytes > 0 {
+		// Three memtables at most, each with its log.
+		sz.memTable = min(max(o.MemoryBytes/8, minMemTable), maxMemTable)
+	}
+	e := &Engine{
+		dir: o.Dir, files: filepath.Join(o.Dir, dbDir), sizes: sz, hooks: h,
+		log:  &logger{logf: o.Logf},
+		open: make(map[storage.LogID]*store),
+	}
+	e.buffers.New = func() any { return new(txnBuffer) }
+	if e.lock, err = takeDirectory(o.Dir); err != nil {
 		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.lock.Close())
+		}
+	}()
+	interrupted, err := e.preflight()
+	if err != nil {
+		return nil, fmt.Errorf("check %s: %w", e.files, err)
+	}
+	if e.db, err = openDB(e.options()); err != nil {
+		return nil, fmt.Errorf("open %s: %w", e.files, err)
+	}
+	e.written.Store(1)
+	if err := e.salvage(interrupted); err != nil {
+		return nil, errors.Join(fmt.Errorf("finish the collection that was interrupted: %w", err), e.db.Close())
 	}
 	return e, nil
 }
 
-func openEngine(o storage.Options, h hooks) (*Engine, error) {
-	if o.Dir == "" {
-		return nil, errors.New("open badger: no directory given")
-	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open badger: %w", err)
-	}
-	if err := checkVersion(o.Dir); err != nil {
-		return nil, err
-	}
-	cache := int64(blockCacheBytes)
-	index := int64(indexCacheBytes)
-	if o.MemoryBytes > 0 {
-		cache = min(cache, o.MemoryBytes/8)
-		index = min(index, o.MemoryBytes/4)
-	}
-	opt := badgerdb.DefaultOptions(o.Dir).
-		WithLogger(logger{o.Logf}).
+func (e *Engine) options() badgerdb.Options {
+	return badgerdb.DefaultOptions(e.files).
+		WithLogger(e.log).
+		WithExternalMagic(magic).
 		WithSyncWrites(false).
 		WithDetectConflicts(false).
 		WithNumVersionsToKeep(1).
-		WithCompression(options.None).
 		WithMetricsEnabled(false).
-		WithMemTableSize(memTableBytes).
+		WithMemTableSize(e.sizes.memTable).
 		WithNumMemtables(memTables).
 		WithNumLevelZeroTables(4).
 		WithNumLevelZeroTablesStall(16).
-		WithNumCompactors(2).
-		WithBaseTableSize(4 << 20).
+		WithNumCompactors(2). // Badger's least
+		WithBaseTableSize(min(4<<20, e.sizes.memTable)).
 		WithValueThreshold(valueThreshold).
-		WithValueLogFileSize(vlogFileBytes).
-		WithBlockCacheSize(cache).
-		WithIndexCacheSize(index).
-		WithNumGoroutines(1).
+		WithValueLogFileSize(e.sizes.vlogFile).
+		// Uncompressed, unencrypted tables are read from their memory maps, and so are
+		// their indexes: Badger's caches would hold copies of what the page cache has.
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		// Badger checks nothing that it reads unless told to.
+		WithChecksumVerificationMode(options.OnBlockRead).
+		WithVerifyValueChecksum(true).
 		WithCompactL0OnClose(false)
-	db, err := openDB(opt)
-	if err != nil {
-		if strings.Contains(err.Error(), "Cannot acquire directory lock") {
-			return nil, fmt.Errorf("open badger in %s: %w: another process has it open", o.Dir, storage.ErrInUse)
-		}
-		return nil, fmt.Errorf("open badger in %s: %w", o.Dir, err)
-	}
-	e := &Engine{db: db, dir: o.Dir, open: map[storage.LogID]*store{}, hooks: h}
-	e.dirty.Store(true)
-	return e, nil
 }
 
-// openDB turns the panics and faults with which Badger meets damaged files into errors.
+// openDB turns the panics with which Badger meets some damaged files into errors.
 func openDB(opt badgerdb.Options) (db *badgerdb.DB, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -142,61 +196,16 @@ func openDB(opt badgerdb.Options) (db *badgerdb.DB, err error) {
 		}
 	}()
 	db, err = badgerdb.Open(opt)
-	if err != nil && damaged(err) {
-		err = fmt.Errorf("%w: %w", storage.ErrCorrupt, err)
-	}
-	return db, err
-}
-
-func damaged(err error) bool {
-	s := strings.ToLower(err.Error())
-	for _, sign := range []string{"checksum", "magic", "corrupt", "manifest", "truncat", "eof", "invalid", "unmarshal", "proto"} {
-		if strings.Contains(s, sign) {
-			return true
-		}
-	}
-	return false
-}
-
-// checkVersion refuses a directory that something else wrote, and marks a new one.
-func checkVersion(dir string) error {
-	path := filepath.Join(dir, versionFile)
-	got, err := os.ReadFile(path)
 	if err == nil {
-		if string(got) != versionText {
-			return fmt.Errorf("open badger in %s: %w: %s says %q, this broker reads %q", dir, storage.ErrFormat, versionFile, strings.TrimSpace(string(got)), strings.TrimSpace(versionText))
-		}
-		return nil
+		return db, nil
 	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("open badger: %w", err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("open badger: %w", err)
-	}
-	for _, f := range entries {
-		if f.Name() == "MANIFEST" || strings.HasSuffix(f.Name(), ".vlog") {
-			return fmt.Errorf("open badger in %s: %w: there is a database but no %s file", dir, storage.ErrFormat, versionFile)
+	text := strings.ToLower(err.Error())
+	for _, sign := range []string{"checksum", "magic", "corrupt", "manifest", "truncat", "eof", "invalid", "does not exist for table"} {
+		if strings.Contains(text, sign) {
+			return nil, fmt.Errorf("%w: %w", storage.ErrCorrupt, err)
 		}
 	}
-	tmp := path + ".tmp"
-	if err := writeSynced(tmp, versionText); err != nil {
-		return fmt.Errorf("open badger: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("open badger: %w", err)
-	}
-	return syncPath(dir)
-}
-
-func writeSynced(path, text string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Sync(), f.Close())
+	return nil, err
 }
 
 // Logs implements storage.Engine. It seeks from log to log.
@@ -231,8 +240,8 @@ func (e *Engine) check(what string) error {
 	return nil
 }
 
-// view runs a read; faults in Badger's memory maps (a file that was cut
-// behind its back) become errors.
+// view runs a read. Badger indexes into damaged blocks before it has checked
+// them; the panic becomes an error.
 func (e *Engine) view(f func(*badgerdb.Txn) error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -240,6 +249,9 @@ func (e *Engine) view(f func(*badgerdb.Txn) error) (err error) {
 				panic(r)
 			}
 			err = fmt.Errorf("%w: %v", storage.ErrCorrupt, r)
+		}
+		if err != nil && errors.Is(err, storage.ErrCorrupt) {
+			e.damage.Store(true)
 		}
 	}()
 	txn := e.db.NewTransaction(false)
@@ -249,15 +261,40 @@ func (e *Engine) view(f func(*badgerdb.Txn) error) (err error) {
 
 // Figures implements storage.Engine.
 func (e *Engine) Figures() map[string]float64 {
-	lsm, vlog := e.db.Size()
+	var tables, vlogs, memlogs, files float64
+	entries, err := os.ReadDir(e.files)
+	if err == nil {
+		for _, f := range entries {
+			size := allocated(f)
+			switch filepath.Ext(f.Name()) {
+			case tableExt:
+				tables += size
+			case vlogExt:
+				vlogs += size
+				files++
+			case memExt:
+				memlogs += size
+			}
+		}
+	}
+	e.mu.Lock()
+	open := len(e.open)
+	e.mu.Unlock()
 	return map[string]float64{
-		"lsm_bytes": float64(lsm), "value_log_bytes": float64(vlog),
-		"syncs_total": float64(e.syncs.Load()), "collected_files_total": float64(e.collected.Load()),
-		"garbage_bytes": float64(e.garbage.Load()),
+		"badger_table_bytes":            tables,
+		"badger_value_log_bytes":        vlogs,
+		"badger_value_log_files":        files,
+		"badger_memtable_log_bytes":     memlogs,
+		"badger_freed_bytes":            float64(e.garbage.Load()),
+		"badger_open_logs":              float64(open),
+		"badger_syncs_total":            float64(e.syncs.Load()),
+		"badger_collected_files_total":  float64(e.collected.Load()),
+		"badger_collect_refusals_total": float64(e.blocked.Load()),
 	}
 }
 
-// Close implements storage.Engine. Stores that are open are closed.
+// Close implements storage.Engine. Stores that are open are closed. What was
+// not synced is left to the operating system: a checkpoint says what is durable.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if e.closed {
@@ -267,27 +304,38 @@ func (e *Engine) Close() error {
 	e.closed = true
 	stores := make([]*store, 0, len(e.open))
 	for _, s := range e.open {
-		stores = append(stores, s)
+		if s != nil {
+			stores = append(stores, s)
+		}
 	}
 	e.mu.Unlock()
 	for _, s := range stores {
-		if err := s.Close(); err != nil {
-			return err
-		}
+		_ = s.Close() // never fails
 	}
+	e.collectMu.Lock()
+	defer e.collectMu.Unlock()
+	e.syncMu.Lock()
+	defer e.syncMu.Unlock()
 	e.writes.Lock()
 	defer e.writes.Unlock()
-	if err := e.db.Close(); err != nil {
+	if err := errors.Join(e.db.Close(), e.lock.Close()); err != nil {
 		return fmt.Errorf("close badger: %w", err)
 	}
 	return nil
 }
 
+// logger hands Badger's lines on, and hears from them when a collection begins.
 type logger struct {
 	logf func(level, message string)
+	// rewriting is called, when set, with the number of the value log file that
+	// Badger is about to rewrite, from the goroutine that collects.
+	rewriting atomic.Pointer[func(file uint32)]
 }
 
-func (l logger) log(level, format string, args []any) {
+// rewritingLine is what Badger logs right before it rewrites a file.
+const rewritingLine = "Rewriting fid: %d"
+
+func (l *logger) log(level, format string, args []any) {
 	if l.logf != nil {
 		if m := strings.TrimSpace(fmt.Sprintf(format, args...)); m != "" {
 			l.logf(level, m)
@@ -295,7 +343,16 @@ func (l logger) log(level, format string, args []any) {
 	}
 }
 
-func (l logger) Errorf(f string, a ...any)   { l.log("error", f, a) }
-func (l logger) Warningf(f string, a ...any) { l.log("warn", f, a) }
-func (l logger) Infof(f string, a ...any)    { l.log("debug", f, a) }
-func (l logger) Debugf(string, ...any)       {}
+func (l *logger) Errorf(f string, a ...any)   { l.log("error", f, a) }
+func (l *logger) Warningf(f string, a ...any) { l.log("warn", f, a) }
+func (l *logger) Debugf(string, ...any)       {}
+func (l *logger) Infof(f string, a ...any) {
+	if f == rewritingLine && len(a) == 1 {
+		if heard := l.rewriting.Load(); heard != nil {
+			if file, ok := a[0].(uint32); ok {
+				(*heard)(file)
+			}
+		}
+	}
+	l.log("debug", f, a)
+}

@@ -17,6 +17,8 @@ import (
 //	'p' topic(8) partition(8) replica(8) 'c' last(8) base(8)   a chunk
 //	'p' topic(8) partition(8) replica(8) 'i' key               an index pair
 //	'f'                                                        scratch, never kept
+//
+// Badger adds its own version number to each.
 const (
 	logPrefix  = 'p'
 	chunkKind  = 'c'
@@ -104,6 +106,29 @@ func parseValue(c *storage.Chunk, key, v []byte) error {
 		return fmt.Errorf("%w: checksum of the chunk's head", storage.ErrCorrupt)
 	}
 	return nil
+}
+
+// chunkBytes is what a chunk's Meta and Data take, from its key and pointer
+// alone, and whether they are in the value log. It is 0 for other keys.
+func chunkBytes(item *badgerdb.Item) (n int64, inVlog bool) {
+	if len(item.Key()) != chunkKey || item.Key()[prefixSize] != chunkKind {
+		return 0, false
+	}
+	// ValueSize is exact for a value beside its key. For one in the value log it
+	// guesses the length of the entry's head; EstimatedSize is the whole entry.
+	size := item.ValueSize()
+	if item.EstimatedSize() != item.KeySize()+size {
+		inVlog = true
+		rest := item.EstimatedSize() - 2 - 1 - 1 - (chunkKey + versionBytes) - crc32.Size
+		for w := int64(1); w <= binary.MaxVarintLen32; w++ {
+			var b [binary.MaxVarintLen64]byte
+			if int64(binary.PutUvarint(b[:], uint64(max(rest-w, 0)))) == w {
+				size = rest - w
+				break
+			}
+		}
+	}
+	return max(size-valueHead, 0), inVlog
 }
 
 // keyIterator iterates over keys; values are fetched only when asked for.

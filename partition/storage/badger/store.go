@@ -23,81 +23,118 @@ type store struct {
 	use    sync.RWMutex
 	closed bool
 
-	next  atomic.Int64
-	bytes atomic.Int64
+	next   atomic.Int64
+	bytes  atomic.Int64
+	floor  atomic.Int64  // chunks wholly below it are not the log's, whatever keys exist
+	resets atomic.Uint64 // how often Reset was called
+	holes  atomic.Bool   // opened although chunks are missing
 
-	// Append's and Trim's caller only.
+	// What follows is used by Append's, Trim's and Reset's caller only.
 	trimmed int64  // chunks below it are deleted already
 	below   []byte // index pairs below it are deleted already
-	value   []byte // buffer for one transaction's values
-	keys    []byte
+	failed  error  // of an append that may have been stored in part
 }
 
 // Open implements storage.Engine.
 func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
+	if m.Start < 0 || m.Next < m.Start {
+		return nil, fmt.Errorf("open log %s: mark from %d to %d makes no sense", id, m.Start, m.Next)
+	}
+	e.mu.Lock()
+	_, taken := e.open[id]
+	switch {
+	case e.closed:
+		e.mu.Unlock()
+		return nil, fmt.Errorf("open log %s: %w", id, storage.ErrClosed)
+	case taken:
+		e.mu.Unlock()
+		return nil, fmt.Errorf("open log %s: %w: it is open already, or being dropped", id, storage.ErrInUse)
+	}
+	e.open[id] = nil // taken; the checks below need no lock
+	e.mu.Unlock()
+
+	s, err := e.recoverLog(id, m)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
-		return nil, fmt.Errorf("open log %s: %w", id, storage.ErrClosed)
+	if err == nil && e.closed {
+		err = fmt.Errorf("open log %s: %w", id, storage.ErrClosed)
 	}
-	if e.open[id] != nil {
-		return nil, fmt.Errorf("open log %s: %w: it is open already", id, storage.ErrInUse)
+	if err != nil {
+		delete(e.open, id)
+		return nil, err
 	}
+	e.open[id] = s
+	return s, nil
+}
+
+func (e *Engine) recoverLog(id storage.LogID, m storage.Mark) (*store, error) {
 	p := appendPrefix(nil, id)
 	s := &store{
 		e: e, id: id,
 		chunks: append(bytes.Clone(p), chunkKind), index: append(bytes.Clone(p), indexKind),
 	}
-	above, err := s.recover(m)
+	s.next.Store(m.Next)
+	s.floor.Store(m.Start)
+	stale, err := s.verify(m)
 	if err != nil {
+		var hole *storage.HoleError
+		if errors.As(err, &hole) {
+			e.damage.Store(true)
+		}
 		return nil, err
 	}
 	// What was written after the mark may be there in part. It goes before
 	// anything new can come, or an old chunk might be taken for a new one.
-	if err := s.delete(above); err != nil {
+	if err := e.delete(stale); err != nil {
 		return nil, fmt.Errorf("open log %s: drop what lies above offset %d: %w", id, m.Next, err)
 	}
-	s.next.Store(m.Next)
-	e.open[id] = s
 	return s, nil
 }
 
-// recover checks by keys alone that chunks adjoin from m.Start to m.Next, counts bytes
-// and returns the keys of what lies above.
-func (s *store) recover(m storage.Mark) (above [][]byte, err error) {
+// verify checks by keys alone that chunks adjoin from m.Start to m.Next, and
+// counts bytes. It returns the keys of chunks that are not part of the log: those
+// that end above m.Next, and those that overlap a chunk before them, which can
+// only be deleted ones that came back. Chunks below m.Start are left to Trim, as
+// they may come back at any time.
+func (s *store) verify(m storage.Mark) (stale [][]byte, err error) {
 	err = s.e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, s.chunks, false)
 		defer it.Close()
-		want, size := m.Start, int64(0)
+		want, size, found := m.Start, int64(0), false
 		for it.Seek(s.chunks); it.Valid(); it.Next() {
 			item := it.Item()
 			last, base, err := parseChunkKey(item.Key())
 			if err != nil {
 				return fmt.Errorf("open log %s: %w", s.id, err)
 			}
-			if last >= m.Next {
-				above = append(above, item.KeyCopy(nil))
+			switch {
+			case last < m.Start:
 				continue
-			}
-			size += item.ValueSize() - valueHead
-			if last < m.Start {
-				continue // trimmed; it may still be here, or be here again
-			}
-			if base > want && !m.AllowHoles {
+			case last >= m.Next, found && base < want:
+				stale = append(stale, item.KeyCopy(nil))
+				continue
+			case base > want && !m.AllowHoles:
 				return &storage.HoleError{Log: s.id, From: want, To: base}
+			case base > want:
+				s.holes.Store(true)
 			}
-			if base < want && want > m.Start {
-				return fmt.Errorf("open log %s: %w: chunk of offsets %d to %d overlaps the one before it", s.id, storage.ErrCorrupt, base, last)
-			}
-			want = last + 1
+			n, _ := chunkBytes(item)
+			size += n
+			want, found = last+1, true
 		}
-		if want < m.Next && !m.AllowHoles {
-			return &storage.HoleError{Log: s.id, From: want, To: m.Next}
+		if want < m.Next {
+			if !m.AllowHoles {
+				return &storage.HoleError{Log: s.id, From: want, To: m.Next}
+			}
+			s.holes.Store(true)
 		}
 		s.bytes.Store(size)
 		return nil
 	})
-	return above, err
+	if err == nil && s.holes.Load() {
+		s.e.damage.Store(true)
+	}
+	return stale, err
 }
 
 // enter is called before each use of Badger, leave after it.
@@ -112,137 +149,223 @@ func (s *store) enter(what string) error {
 
 func (s *store) leave() { s.use.RUnlock() }
 
+const (
+	// Badger refuses a transaction of 15 % of a memtable, values in the value log
+	// not counted, or of that divided by its node size in entries. Half of that
+	// leaves room for what it adds.
+	txnShare       = 14
+	nodeBytes      = 96
+	entryOverhead  = 64
+	maxTxnData     = 32 << 20 // what is copied in one go
+	keepBuffer     = 2 << 20
+	maxIndexWeight = entryOverhead + prefixSize + 1 + storage.MaxIndexKeyBytes + storage.MaxIndexValueBytes
+)
+
+// txnBuffer holds the keys and values of one transaction. Badger has copied them
+// by the time the commit returns.
+type txnBuffer struct{ keys, values []byte }
+
+func (b *txnBuffer) reserve(keys, values int) {
+	if cap(b.keys) < keys {
+		b.keys = make([]byte, 0, keys)
+	}
+	if cap(b.values) < values {
+		b.values = make([]byte, 0, values)
+	}
+	b.keys, b.values = b.keys[:0], b.values[:0]
+}
+
 // Append implements storage.Store. It takes one transaction, unless chunks and
-// index together exceed what Badger takes in one: then the index pairs come with
-// the last one. Readers see the chunks of either as soon as they are stored, in order.
+// index together exceed what Badger takes in one; see the seam for what is promised then.
 func (s *store) Append(chunks []storage.Chunk, index []storage.IndexEntry) error {
 	if err := s.enter("append to"); err != nil {
 		return err
 	}
 	defer s.leave()
+	if s.failed != nil {
+		return s.failed
+	}
 	if err := storage.CheckAppend(s.id, s.next.Load(), chunks, index); err != nil {
 		return err
 	}
-	s.e.dirty.Store(true)
+	for i := range index {
+		if bytes.Compare(index[i].Key, s.below) < 0 {
+			s.below = nil
+			break
+		}
+	}
+	buf := s.e.buffers.Get().(*txnBuffer)
+	err := s.appendAll(buf, chunks, index)
+	if cap(buf.values) <= keepBuffer {
+		s.e.buffers.Put(buf)
+	}
+	if err != nil {
+		s.failed = fmt.Errorf("append to log %s at offset %d: %w", s.id, s.next.Load(), err)
+		return s.failed
+	}
+	added := int64(0)
+	for i := range chunks {
+		added += int64(len(chunks[i].Meta) + len(chunks[i].Data))
+	}
+	s.bytes.Add(added)
+	if len(chunks) > 0 {
+		s.next.Store(chunks[len(chunks)-1].Last + 1)
+	}
+	return nil
+}
+
+func (s *store) appendAll(buf *txnBuffer, chunks []storage.Chunk, index []storage.IndexEntry) error {
+	limit := int(s.e.sizes.memTable) / txnShare
+	entries := limit / nodeBytes
+	for len(index) > 0 && len(index) > min(limit/maxIndexWeight, entries)/2 {
+		n := max(min(limit/maxIndexWeight, entries)/2, 1)
+		if err := s.commit(buf, nil, index[:n]); err != nil {
+			return err
+		}
+		index = index[n:]
+	}
 	for first := true; first || len(chunks) > 0; first = false {
-		n, weight := 0, len(index)*(storage.MaxIndexKeyBytes+storage.MaxIndexValueBytes)
-		size := 0
-		for n < len(chunks) && n < txnEntries {
+		weight, data, n := len(index)*maxIndexWeight, 0, 0
+		for n < len(chunks) && n+len(index) < entries {
 			c := &chunks[n]
-			all := valueHead + len(c.Meta) + len(c.Data)
-			w := chunkKey + 32
-			if all < valueThreshold {
-				w += all
+			size := valueHead + len(c.Meta) + len(c.Data)
+			w := entryOverhead + chunkKey
+			if size < valueThreshold {
+				w += size
 			}
-			if n > 0 && (weight+w > txnBytes || size+all > vlogFileBytes/4) {
+			if n > 0 && (weight+w > limit || data+size > maxTxnData) {
 				break
 			}
-			weight, size, n = weight+w, size+all, n+1
+			weight, data, n = weight+w, data+size, n+1
 		}
-		var idx []storage.IndexEntry
+		var pairs []storage.IndexEntry
 		if n == len(chunks) {
-			idx = index
+			pairs = index
 		}
-		if err := s.commit(chunks[:n], idx, size); err != nil {
-			return fmt.Errorf("append to log %s at offset %d: %w", s.id, s.next.Load(), err)
+		if err := s.commit(buf, chunks[:n], pairs); err != nil {
+			return err
 		}
 		chunks = chunks[n:]
 	}
 	return nil
 }
 
-func (s *store) commit(chunks []storage.Chunk, index []storage.IndexEntry, size int) error {
-	// Badger has copied keys and values by the time a commit returns, so the
-	// buffers are used again. They must not grow in between.
-	if cap(s.value) < size {
-		s.value = make([]byte, 0, size)
+func (s *store) commit(buf *txnBuffer, chunks []storage.Chunk, index []storage.IndexEntry) error {
+	if len(chunks) == 0 && len(index) == 0 {
+		return nil
 	}
-	keys := len(chunks) * chunkKey
+	keys, values := len(chunks)*chunkKey, len(chunks)*valueHead
+	for i := range chunks {
+		values += len(chunks[i].Meta) + len(chunks[i].Data)
+	}
 	for i := range index {
 		keys += len(s.index) + len(index[i].Key)
 	}
-	if cap(s.keys) < keys {
-		s.keys = make([]byte, 0, keys)
-	}
-	v, k := s.value[:0], s.keys[:0]
-	s.e.writes.RLock()
-	defer s.e.writes.RUnlock()
-	txn := s.e.db.NewTransaction(true)
-	defer txn.Discard()
-	added := int64(0)
-	for i := range chunks {
-		c := &chunks[i]
-		at, from := len(k), len(v)
-		k = appendChunkKey(k, s.id, c.Last, c.Base)
-		v = appendValue(v, k[at:], c)
-		if err := txn.Set(k[at:len(k):len(k)], v[from:len(v):len(v)]); err != nil {
-			return err
+	// The transaction refers to both until it is committed: they must not grow.
+	buf.reserve(keys, values)
+	err := s.e.write(func(txn *badgerdb.Txn) error {
+		for i := range chunks {
+			k, v := len(buf.keys), len(buf.values)
+			buf.keys = appendChunkKey(buf.keys, s.id, chunks[i].Last, chunks[i].Base)
+			key := buf.keys[k:len(buf.keys):len(buf.keys)]
+			buf.values = appendValue(buf.values, key, &chunks[i])
+			if err := txn.Set(key, buf.values[v:len(buf.values):len(buf.values)]); err != nil {
+				return err
+			}
 		}
-		added += int64(len(c.Meta) + len(c.Data))
-	}
-	for i := range index {
-		at := len(k)
-		k = append(append(k, s.index...), index[i].Key...)
-		var err error
-		if index[i].Value == nil {
-			err = txn.Delete(k[at:len(k):len(k)])
-		} else {
-			err = txn.Set(k[at:len(k):len(k)], index[i].Value)
+		for i := range index {
+			k := len(buf.keys)
+			buf.keys = append(append(buf.keys, s.index...), index[i].Key...)
+			key := buf.keys[k:len(buf.keys):len(buf.keys)]
+			var err error
+			if index[i].Value == nil {
+				err = txn.Delete(key)
+			} else {
+				// Badger keeps the slice until the commit, which is before we return.
+				err = txn.Set(key, index[i].Value)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
-		}
+		return nil
+	})
+	if err == nil && s.e.hooks.afterAppend != nil {
+		s.e.hooks.afterAppend()
 	}
-	if err := txn.Commit(); err != nil {
-		return err
-	}
-	if len(chunks) > 0 {
-		s.next.Store(chunks[len(chunks)-1].Last + 1)
-	}
-	s.bytes.Add(added)
-	if cap(s.value) > keepBuffer {
-		s.value = nil
-	}
-	return nil
+	return err
 }
 
-// keepBuffer is how large a buffer a log keeps between appends.
-const keepBuffer = 2 << 20
-
-// Read implements storage.Store.
+// Read implements storage.Store. Keys say where chunks begin and end; whatever
+// doesn't adjoin is damage, or a deleted chunk that came back, and never served.
 func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 	if err := s.enter("read"); err != nil {
 		return err
 	}
 	defer s.leave()
+	resets, next := s.resets.Load(), s.next.Load()
+	from := max(offset, s.floor.Load(), 0)
+	if from >= next {
+		return nil
+	}
 	return s.e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, s.chunks, false)
 		defer it.Close()
-		var c storage.Chunk
-		for it.Seek(appendChunkKey(make([]byte, 0, chunkKey), s.id, max(offset, 0), 0)); it.Valid(); it.Next() {
-			item := it.Item()
+		var (
+			c    storage.Chunk
+			want = from
+			seen bool // a chunk was visited
+			more bool
+			bad  error
+			item *badgerdb.Item
+		)
+		value := func(v []byte) error {
+			if bad = parseValue(&c, item.Key(), v); bad == nil {
+				more = visit(c)
+			}
+			return nil
+		}
+		missing := func(to int64) error {
+			if s.holes.Load() || s.resets.Load() != resets || !seen && s.floor.Load() > want {
+				return nil // said at Open; or reset, or trimmed meanwhile
+			}
+			return fmt.Errorf("read log %s: offsets %d to %d are missing: %w", s.id, want, to-1, storage.ErrCorrupt)
+		}
+		var seek [chunkKey]byte
+		for it.Seek(appendChunkKey(seek[:0], s.id, from, 0)); it.Valid(); it.Next() {
+			item = it.Item()
 			var err error
 			if c.Last, c.Base, err = parseChunkKey(item.Key()); err != nil {
 				return fmt.Errorf("read log %s: %w", s.id, err)
 			}
-			more := false
-			var bad error
-			err = item.Value(func(v []byte) error {
-				if bad = parseValue(&c, item.Key(), v); bad == nil {
-					more = visit(c)
-				}
-				return nil
-			})
-			if err != nil {
-				// Badger found its own pointer to lead nowhere.
-				err = fmt.Errorf("%w: %w", storage.ErrCorrupt, err)
+			if c.Last >= next {
+				break
 			}
-			if err = errors.Join(err, bad); err != nil {
+			if seen && c.Base < want {
+				continue
+			}
+			if c.Base > want {
+				if err := missing(c.Base); err != nil {
+					return err
+				}
+			}
+			// Badger logs an error of its own reading and hands out no value.
+			more = false
+			if err = item.Value(value); err != nil {
+				err = fmt.Errorf("%w: %w", storage.ErrCorrupt, err)
+			} else {
+				err = bad
+			}
+			if err != nil {
 				return fmt.Errorf("read log %s: offsets %d to %d: %w", s.id, c.Base, c.Last, err)
 			}
 			if !more {
 				return nil
 			}
+			want, seen = c.Last+1, true
+		}
+		if want < next {
+			return missing(next)
 		}
 		return nil
 	})
@@ -251,21 +374,20 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 // Next implements storage.Store.
 func (s *store) Next() int64 { return s.next.Load() }
 
-// Bytes implements storage.Store. After a restart it is off by a few bytes a
-// chunk, because it is counted from keys alone.
+// Bytes implements storage.Store.
 func (s *store) Bytes() int64 { return max(s.bytes.Load(), 0) }
 
 // Seek implements storage.Store.
 func (s *store) Seek(key, upTo []byte) (k, v []byte, ok bool, err error) {
-	return s.seek(key, func(k []byte) bool { return upTo == nil || bytes.Compare(k, upTo) < 0 }, false)
+	return s.seek(key, upTo, false)
 }
 
 // SeekBack implements storage.Store.
 func (s *store) SeekBack(key []byte) (k, v []byte, ok bool, err error) {
-	return s.seek(key, func([]byte) bool { return true }, true)
+	return s.seek(key, nil, true)
 }
 
-func (s *store) seek(key []byte, within func([]byte) bool, back bool) (k, v []byte, ok bool, err error) {
+func (s *store) seek(key, upTo []byte, back bool) (k, v []byte, ok bool, err error) {
 	if err := s.enter("seek in"); err != nil {
 		return nil, nil, false, err
 	}
@@ -273,18 +395,18 @@ func (s *store) seek(key []byte, within func([]byte) bool, back bool) (k, v []by
 	err = s.e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, s.index, back)
 		defer it.Close()
-		it.Seek(append(bytes.Clone(s.index), key...))
+		var full [prefixSize + 1 + storage.MaxIndexKeyBytes]byte
+		it.Seek(append(append(full[:0], s.index...), key...))
 		if !it.Valid() {
 			return nil
 		}
 		item := it.Item()
-		k = bytes.Clone(item.Key()[len(s.index):])
-		if !within(k) {
-			k = nil
+		found := item.Key()[len(s.index):]
+		if upTo != nil && bytes.Compare(found, upTo) >= 0 {
 			return nil
 		}
-		ok = true
-		v, err = item.ValueCopy(nil)
+		k, ok = bytes.Clone(found), true
+		v, err = item.ValueCopy([]byte{})
 		return err
 	})
 	if err != nil {
@@ -292,58 +414,6 @@ func (s *store) seek(key []byte, within func([]byte) bool, back bool) (k, v []by
 	}
 	return k, v, ok, nil
 }
-
-// Trim implements storage.Store.
-func (s *store) Trim(start int64, indexBelow []byte) error {
-	if err := s.enter("trim"); err != nil {
-		return err
-	}
-	defer s.leave()
-	if start > s.trimmed {
-		freed, err := s.deleteRange(s.chunks, appendChunkKey(nil, s.id, s.trimmed, 0), appendChunkKey(nil, s.id, start, 0))
-		s.bytes.Add(-freed)
-		s.e.garbage.Add(freed)
-		if err != nil {
-			return fmt.Errorf("trim log %s below offset %d: %w", s.id, start, err)
-		}
-		s.trimmed = start
-	}
-	if bytes.Compare(indexBelow, s.below) > 0 {
-		from := append(bytes.Clone(s.index), s.below...)
-		if _, err := s.deleteRange(s.index, from, append(bytes.Clone(s.index), indexBelow...)); err != nil {
-			return fmt.Errorf("trim index of log %s: %w", s.id, err)
-		}
-		s.below = bytes.Clone(indexBelow)
-	}
-	return nil
-}
-
-// Reset implements storage.Store.
-func (s *store) Reset(next int64) error {
-	if err := s.enter("reset"); err != nil {
-		return err
-	}
-	defer s.leave()
-	for _, prefix := range [][]byte{s.chunks, s.index} {
-		freed, err := s.deleteRange(prefix, prefix, append(bytes.Clone(prefix[:prefixSize]), prefix[prefixSize]+1))
-		s.e.garbage.Add(freed)
-		if err != nil {
-			return fmt.Errorf("reset log %s: %w", s.id, err)
-		}
-	}
-	s.bytes.Store(0)
-	s.next.Store(next)
-	s.trimmed, s.below = 0, nil
-	return nil
-}
-
-// deleteRange deletes keys from from up to, not including, to; it returns the
-// bytes of the chunks among them.
-func (s *store) deleteRange(prefix, from, to []byte) (freed int64, err error) {
-	return s.e.deleteRange(prefix, from, to)
-}
-
-func (s *store) delete(keys [][]byte) error { return s.e.delete(keys) }
 
 // Close implements storage.Store. It waits for readers.
 func (s *store) Close() error {

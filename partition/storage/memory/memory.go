@@ -116,6 +116,9 @@ func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
 	if l.open != nil {
 		return nil, fmt.Errorf("open log %s: %w: it is open already", id, storage.ErrInUse)
 	}
+	if m.Start < 0 || m.Next < m.Start {
+		return nil, fmt.Errorf("open log %s: mark from %d to %d makes no sense", id, m.Start, m.Next)
+	}
 	keep := sort.Search(len(l.chunks), func(i int) bool { return l.chunks[i].Last >= m.Next })
 	want, dropped := m.Start, int64(0)
 	for _, c := range l.chunks[:keep] {
@@ -135,7 +138,7 @@ func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
 	}
 	l.chunks = l.chunks[:keep:keep]
 	l.bytes -= dropped
-	l.next = m.Next
+	l.next, l.floor = m.Next, m.Start
 	l.open = &store{log: l}
 	return l.open, nil
 }

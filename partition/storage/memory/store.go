@@ -16,8 +16,9 @@ type log struct {
 
 	mu sync.RWMutex
 	content
-	next int64
-	open *store
+	next  int64
+	floor int64 // what lies wholly below it is not the log's any more
+	open  *store
 }
 
 // store is an opened log.
@@ -80,6 +81,7 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 	// Chunks are immutable and the array is only ever appended to or replaced, so
 	// the slice is a snapshot.
 	chunks := l.chunks
+	offset = max(offset, l.floor)
 	l.mu.RUnlock()
 	from := sort.Search(len(chunks), func(i int) bool { return chunks[i].Last >= offset })
 	for _, c := range chunks[from:] {
@@ -137,6 +139,7 @@ func (s *store) Trim(start int64, indexBelow []byte) error {
 	if s.closed {
 		return fmt.Errorf("trim log %s: %w", l.id, storage.ErrClosed)
 	}
+	l.floor = max(l.floor, min(start, l.next))
 	n := 0
 	for n < len(l.chunks) && l.chunks[n].Last < start {
 		l.bytes -= int64(len(l.chunks[n].Data) + len(l.chunks[n].Meta))
@@ -159,7 +162,7 @@ func (s *store) Reset(next int64) error {
 		return fmt.Errorf("reset log %s: %w", l.id, storage.ErrClosed)
 	}
 	l.content = content{}
-	l.next = next
+	l.next, l.floor = next, next
 	return nil
 }
 

@@ -55,8 +55,11 @@ func run(first, seeds uint64, steps, workers int) (simulation.Total, uint64) {
 	for range workers {
 		wg.Go(func() {
 			for {
+				if failed.Load() != 0 {
+					return // only now: every seed below the failed one is run
+				}
 				i := next.Add(1) - 1
-				if i >= seeds || failed.Load() != 0 {
+				if i >= seeds {
 					return
 				}
 				r := simulation.Run(simulation.Options{Seed: first + i, Steps: steps})

@@ -170,7 +170,9 @@ func (n *node) serve(s paxos.Serve) {
 			entries[i].Value, entries[i].Summary = nil, []byte("summary")
 		}
 	}
-	n.world.send(n.machine.Decided(s.To, entries))
+	if entries = paxos.Fit(entries, n.world.weather.batch); len(entries) > 0 {
+		n.world.send(n.machine.Decided(s.To, entries))
+	}
 }
 
 func (n *node) ticket() uint64 {

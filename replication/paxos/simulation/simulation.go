@@ -86,20 +86,21 @@ type weather struct {
 	council       float64 // that a proposal changes the council
 	cut           float64 // that links are cut or mended
 	keep          int     // full values in a history
+	batch         int     // bytes of entries in one answer
 }
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
 func newWeather(r *rand.Rand) weather {
 	if r.IntN(5) == 0 { // a duel: many ballots for one epoch
-		return weather{drop: pick(r, 0.1, 0.3), crash: pick(r, 0, 0.01), propose: 0.2, retry: pick(r, 0.1, 0.2, 0.3), read: pick(r, 0, 0.05), keep: 1000}
+		return weather{drop: pick(r, 0.1, 0.3), crash: pick(r, 0, 0.01), propose: 0.2, retry: pick(r, 0.1, 0.2, 0.3), read: pick(r, 0, 0.05), keep: 1000, batch: 1 << 20}
 	}
 	return weather{
 		drop: pick(r, 0, 0.02, 0.1, 0.3), repeat: pick(r, 0, 0.05, 0.3),
 		crash: pick(r, 0, 0.005, 0.02, 0.05), wipe: pick(r, 0, 0, 0.002, 0.01),
 		lazy: pick(r, 0, 0.2, 0.6), propose: pick(r, 0.03, 0.1, 0.2), read: pick(r, 0, 0.02, 0.1),
 		retry: pick(r, 0.03, 0.1, 0.2), council: pick(r, 0, 0.3, 0.7), cut: pick(r, 0, 0, 0.02),
-		keep: pick(r, 1, 3, 1000),
+		keep: pick(r, 1, 3, 1000), batch: pick(r, 200, 1<<20),
 	}
 }
 
