@@ -60,7 +60,7 @@ func (m *Mesh) dial(ctx context.Context, k kind, address string, broker uint64, 
 	}
 	d.out.wake = make(chan struct{}, 1)
 	d.out.window = m.c.ControlPending
-	d.sockets.ctx, d.sockets.timeout = ctx, m.c.DialTimeout
+	d.sockets.ctx, d.sockets.timeout, d.sockets.dial = ctx, m.c.DialTimeout, m.c.Dial
 	d.heard()
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
@@ -324,6 +324,7 @@ func (d *dialled) answered(kind byte, body []byte) error {
 type sockets struct {
 	ctx     context.Context
 	timeout time.Duration
+	dial    func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
 
 	mu     sync.Mutex
 	conn   net.Conn
@@ -333,8 +334,7 @@ type sockets struct {
 
 // Dial implements nats.CustomDialer.
 func (s *sockets) Dial(network, address string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: s.timeout}
-	conn, err := dialer.DialContext(s.ctx, network, address)
+	conn, err := s.open(network, address)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil && s.closed {
@@ -347,6 +347,16 @@ func (s *sockets) Dial(network, address string) (net.Conn, error) {
 	}
 	s.conn = conn
 	return conn, nil
+}
+
+func (s *sockets) open(network, address string) (net.Conn, error) {
+	if s.dial == nil {
+		dialer := net.Dialer{Timeout: s.timeout}
+		return dialer.DialContext(s.ctx, network, address) //nolint:wrapcheck // names the address already
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
+	defer cancel()
+	return s.dial(ctx, address)
 }
 
 func (s *sockets) err() error {

@@ -65,6 +65,9 @@ type Config struct {
 	Secret []byte
 	TLS    *tls.Config
 
+	// Dial opens a connection to an address, default TCP. It is where tests cut links.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+
 	Window         int64         // bytes under way to one peer on its data link, default 16 MiB
 	ControlPending int64         // bytes waiting on a control link, default 16 MiB
 	RequestTimeout time.Duration // of a request whose context has no deadline, default 5 s
