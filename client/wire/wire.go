@@ -40,6 +40,11 @@ const (
 	APIBrokerList    = "$PARLEY.API.BROKER.LIST"    // {} -> BrokerList
 	APIEpochShow     = "$PARLEY.API.EPOCH.SHOW"     // EpochRequest -> EpochDescription
 	APIEpochList     = "$PARLEY.API.EPOCH.LIST"     // ListRequest -> EpochList
+
+	APIBrokerDescribe    = "$PARLEY.API.BROKER.DESCRIBE"    // NameRequest -> BrokerDetails
+	APIPartitionList     = "$PARLEY.API.PARTITION.LIST"     // PartitionListRequest -> PartitionList
+	APIPartitionDescribe = "$PARLEY.API.PARTITION.DESCRIBE" // PartitionRequest -> PartitionDescription
+	APIPartitionTransfer = "$PARLEY.API.PARTITION.TRANSFER" // PartitionTransfer -> PartitionChange
 )
 
 // Headers of NATS messages.
@@ -300,6 +305,63 @@ type BrokerDescription struct {
 	Leaders  int    `json:"leaders"`
 	Address  string `json:"address"`
 	Version  string `json:"version,omitempty"`
+	// Reachable says that the broker which answers has heard of it lately.
+	Reachable bool `json:"reachable"`
+}
+
+// BrokerDetails describes one broker: what it holds, and how the one that
+// answers reaches it.
+type BrokerDetails struct {
+	BrokerDescription
+	Incarnation string                 `json:"incarnation"`
+	PeerAddress string                 `json:"peer_address"`
+	RaftAddress string                 `json:"raft_address"`
+	Partitions  []PartitionDescription `json:"partitions"` // of which it has a replica
+	RTTMicros   int64                  `json:"rtt_us,omitempty"`
+	Problem     string                 `json:"problem,omitempty"` // why it is not reachable
+	Epoch       uint64                 `json:"epoch"`
+	Error       *Error                 `json:"error,omitempty"`
+}
+
+// PartitionListRequest pages through partitions by topic and number: of one
+// topic, or of all. After is "TOPIC/N", the last of the page before.
+type PartitionListRequest struct {
+	Topic string `json:"topic,omitempty"`
+	After string `json:"after,omitempty"`
+	Limit int    `json:"limit,omitempty"` // default and most 1024
+}
+
+// PartitionList is one page; More says that another follows after the last one.
+type PartitionList struct {
+	Partitions []PartitionDescription `json:"partitions"`
+	More       bool                   `json:"more"`
+	Epoch      uint64                 `json:"epoch"`
+	Error      *Error                 `json:"error,omitempty"`
+}
+
+// PartitionRequest names a partition.
+type PartitionRequest struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+}
+
+// PartitionTransfer asks for a partition's leadership to move to a broker that
+// has a replica of it, and to stay there: it becomes the preferred leader.
+type PartitionTransfer struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	To        string `json:"to"` // a broker's name
+}
+
+// PartitionChange says what changed and in which epoch.
+type PartitionChange struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Change    string `json:"change"` // transferred, unchanged
+	Leader    string `json:"leader"`
+	Detail    string `json:"detail,omitempty"`
+	Epoch     uint64 `json:"epoch"`
+	Error     *Error `json:"error,omitempty"`
 }
 
 // BrokerList lists the brokers.
