@@ -104,7 +104,11 @@ func (c *controlSession) answer(ctx context.Context, id uint64, h Handler, req [
 	}
 	if err != nil {
 		var e *wire.Error
-		if !errors.As(err, &e) {
+		switch {
+		case errors.As(err, &e):
+		case ctx.Err() != nil:
+			e = &wire.Error{Code: 504, Reason: wire.ReasonTimeout, Retriable: true, Description: err.Error()}
+		default:
 			e = &wire.Error{Code: 500, Reason: wire.ReasonInternal, Description: err.Error()}
 		}
 		c.refuse(id, e)

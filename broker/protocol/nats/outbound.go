@@ -86,7 +86,10 @@ func (c *conn) Deliver(sub *interest.Subscription, m *interest.Message) bool {
 	o := &c.out
 	o.mu.Lock()
 	delivered, limit := sub.Delivered.Load(), sub.Max.Load()
-	if o.closing || limit > 0 && delivered >= limit {
+	// Looked at inside the lock: what is queued after the PONG that follows UNSUB
+	// would reach a client that has drained and is gone. In a queue group another
+	// member gets it instead.
+	if o.closing || !sub.Live() || limit > 0 && delivered >= limit {
 		o.mu.Unlock()
 		return false
 	}
