@@ -10,9 +10,6 @@ import (
 
 var errHeader = errors.New("not an epoch header")
 
-// maxHeader bounds an encoded header: two hashes, two texts, numbers.
-const maxHeader = 4 << 10
-
 // Header is what is kept of every epoch for ever.
 type Header struct {
 	Epoch    uint64

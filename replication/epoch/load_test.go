@@ -138,7 +138,9 @@ func TestJournalTable(t *testing.T) {
 		{"the newest has no value", []entry{value(zero), head(one)}, 0, "the newest epoch has no value"},
 		{"not a value", []entry{{kind: kindValue, payload: []byte("x")}}, 0, "not an encoded configuration"},
 		{"a value that breaks a rule", []entry{value(zero), value(one), value(invalid)}, 0, "weight 0"},
-		{"not a record", []entry{value(zero), {kind: kindStep, payload: []byte{1, 9}}}, 0, "kind 9"},
+		{"not a record", []entry{value(zero), {kind: kindStep, payload: []byte{1, 9}}}, 0, "9 bytes"},
+		{"an unknown record", []entry{value(zero), step(paxos.Record{Kind: 9, Epoch: 1})}, 0, "unknown kind 9"},
+		{"a decision of nothing", []entry{value(zero), step(paxos.Record{Kind: paxos.RecordDecided, Epoch: 1})}, 0, "no epoch is decided"},
 		{"an unknown kind", []entry{value(zero), {kind: 9}}, 0, "kind 9, which this program doesn't know"},
 	} {
 		dir := newMemoryDirectory()

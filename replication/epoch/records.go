@@ -1,6 +1,8 @@
 package epoch
 
 import (
+	"fmt"
+
 	"github.com/parleymq/parley/replication/paxos"
 )
 
@@ -10,46 +12,29 @@ func encodeRecords(records []paxos.Record) []byte {
 	w := writer{}
 	w.uint(uint64(len(records)))
 	for i := range records {
-		r := &records[i]
-		w.byte(byte(r.Kind))
-		switch r.Kind {
-		case paxos.RecordPromised:
-			w.uint(r.Epoch)
-			w.ballot(r.Ballot)
-		case paxos.RecordAccepted:
-			w.uint(r.Epoch)
-			w.ballot(r.Ballot)
-			w.bytes(r.Value)
-		case paxos.RecordDecided:
-			w.entries(r.Entries)
-		}
+		w.bytes(paxos.AppendRecord(nil, records[i]))
 	}
 	return w.b
 }
 
+// decodeRecords reads them; they share b.
 func decodeRecords(b []byte) ([]paxos.Record, error) {
 	rd := reader{b: b}
 	var records []paxos.Record
 	for n := rd.count(len(b)); n > 0 && rd.err == nil; n-- {
-		r := paxos.Record{Kind: paxos.RecordKind(rd.byte())}
-		switch r.Kind {
-		case paxos.RecordPromised:
-			r.Epoch, r.Ballot = rd.uint(), rd.ballot()
-		case paxos.RecordAccepted:
-			r.Epoch, r.Ballot, r.Value = rd.uint(), rd.ballot(), rd.bytes(paxos.MaxValue)
-		case paxos.RecordDecided:
-			if r.Entries = rd.entries(); len(r.Entries) == 0 {
-				rd.fail("no epoch is decided")
-				break
-			}
-			r.Epoch = r.Entries[len(r.Entries)-1].Epoch
-		default:
-			rd.fail("a record of kind %d, which this program doesn't know", r.Kind)
+		r, err := paxos.DecodeRecord(rd.bytes(maxPayload))
+		if err != nil && rd.err == nil {
+			return nil, err
 		}
 		records = append(records, r)
 	}
 	if err := rd.end(); err != nil {
 		return nil, err
+	}
+	for i := range records {
+		if r := &records[i]; r.Kind == paxos.RecordDecided && len(r.Entries) == 0 {
+			return nil, fmt.Errorf("%w: no epoch is decided", errForm)
+		}
 	}
 	return records, nil
 }
