@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,6 +300,49 @@ func TestDiskFails(t *testing.T) {
 			t.Errorf("told %v", nodes[0].fatal)
 		} else if c.NextTopic > 3 {
 			t.Errorf("the counter stands at %d", c.NextTopic)
+		}
+	})
+}
+
+// TestDuel: five brokers that all want epochs at once, none of which thinks that others
+// are live, get all of them.
+func TestDuel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 7)
+		defer w.stop()
+		nodes := w.formed(5)
+		w.delay = 5 * time.Millisecond
+		const each = 20
+		var mu sync.Mutex
+		var took []time.Duration
+		numbers := map[uint64]bool{}
+		var wg sync.WaitGroup
+		for _, n := range nodes {
+			n.dir.slow = 2 * time.Millisecond
+			n.c.o.Times.Rank = 0
+			wg.Go(func() {
+				for range each {
+					begun := time.Now()
+					var got uint64
+					if _, err := n.c.Propose(t.Context(), count(n.self.Name, &got)); err != nil {
+						t.Error(err)
+					}
+					mu.Lock()
+					took = append(took, time.Since(begun))
+					if numbers[got] {
+						t.Errorf("number %d given out twice", got)
+					}
+					numbers[got] = true
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		slices.Sort(took)
+		t.Logf("%d epochs by 5 duelling brokers, each after: p50 %v, p90 %v, slowest %v", len(took), took[len(took)/2], took[len(took)*9/10], took[len(took)-1])
+		if len(numbers) != 5*each || took[len(took)-1] > 10*time.Second {
+			t.Errorf("%d numbers, the slowest after %v", len(numbers), took[len(took)-1])
 		}
 	})
 }

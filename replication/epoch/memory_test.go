@@ -121,6 +121,11 @@ func (f *memoryFile) Truncate(size int64) error {
 	f.dir.mu.Lock()
 	defer f.dir.mu.Unlock()
 	f.data = f.data[:size:size]
+	for i := range f.unsynced {
+		if w := &f.unsynced[i]; w.at+int64(len(w.b)) > size {
+			w.b = w.b[:max(0, size-w.at)]
+		}
+	}
 	return nil
 }
 
@@ -132,7 +137,10 @@ func (f *memoryFile) Sync() error {
 		return errFault
 	}
 	if !f.dir.lies {
-		f.synced, f.unsynced = bytes.Clone(f.data), nil
+		for _, w := range f.unsynced {
+			f.synced = put(f.synced, w.at, w.b)
+		}
+		f.synced, f.unsynced = f.synced[:len(f.data)], nil
 	}
 	return nil
 }
