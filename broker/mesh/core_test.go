@@ -328,7 +328,7 @@ func TestQueueGroupUnderChurn(t *testing.T) {
 // comes too late.
 func TestStrandedGroupMessageGoesOn(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, func(c *Config) { c.PeerTimeout = 10 * time.Second })
+	c := newTestCluster(t, 3)
 	var l ledger
 	nc := c.nodes[1].connect(t)
 	sub := subscribe(t, nc, "one", "q", l.handler("gone"))
