@@ -12,12 +12,15 @@
 //   - machine.go    the state machine as dragonboat wants it
 //   - compaction.go when the Raft log is cut
 //   - transport.go  links between hosts
+//   - guard.go      who may open one: secret, TLS
+//   - strangers.go  log lines about those who may not, few
 //   - registry.go   replica -> address
 //   - logging.go    dragonboat's log lines and last words
 package raft
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -66,14 +69,24 @@ type Config struct {
 	Listen   string
 	Listener net.Listener
 
-	// Dial opens a link to another host: the place for TLS, for proof of
-	// membership, and for tests that cut links. Defaults to plain TCP.
+	// Dial opens a connection to another host: where tests cut links. Defaults
+	// to plain TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// Resolve tells where a replica is now. Where it doesn't know, the
 	// addresses of Replica.Initial and Change.Address count. It is called for each
 	// message: it must be quick, and safe for concurrent use.
 	Resolve func(shard, replica uint64) (address string, ok bool)
+
+	// Secret of the cluster: both sides of a link prove that they know it before
+	// a frame is believed. Without it, and without TLS, the port is for loopback.
+	Secret []byte
+
+	// TLS is for listening and dialling alike, and mutual: it must have a
+	// certificate, RootCAs, ClientCAs, and ClientAuth RequireAndVerifyClientCert. Where
+	// ServerName is empty the certificate must be for the host that was dialled.
+	// For certificates that are renewed, set GetCertificate and GetClientCertificate.
+	TLS *tls.Config
 
 	// Deployment tells clusters apart: hosts of different deployments don't talk.
 	// It is part of the data path: fixed for the life of Dir. 0 means 1.
@@ -136,6 +149,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "tcp", address)
 		}
+	}
+	if err := c.checkGuard(); err != nil {
+		return c, err
 	}
 	if c.Tick < time.Millisecond || c.Tick%time.Millisecond != 0 {
 		return c, fmt.Errorf("configure raft: Tick is %v: whole milliseconds, 1ms or more, are allowed", c.Tick)

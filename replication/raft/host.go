@@ -439,6 +439,7 @@ func (h *Host) Figures() map[string]float64 {
 		"proposals_dropped": float64(h.dropped.Load()),
 		"proposals_unknown": float64(h.unknown.Load()),
 		"uncut_bytes":       float64(h.cuts.total.Load()),
+		"links_refused":     float64(h.transport.refused.Load()),
 		"cuts":              float64(h.cuts.done.Load()),
 		"cuts_failed":       float64(h.cuts.failed.Load()),
 		"cut_seconds":       time.Duration(h.cuts.spent.Load()).Seconds(),

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lni/dragonboat/v4/config"
@@ -17,25 +18,16 @@ import (
 	"github.com/lni/dragonboat/v4/raftpb"
 )
 
-// The transport carries dragonboat's messages over TCP (ADR 0013). A link is
-// one-way; whoever dials sends. It opens with a hello of 16 bytes,
-//
-//	magic "PLYR" | version u8 | kind u8 | zero u16 | deployment u64
-//
-// and goes on with frames, all integers big endian:
+// The transport carries dragonboat's messages over TCP (ADR 0012). A link is
+// one-way; whoever dials sends. It opens with a greeting (guard.go) and goes on
+// with frames, all integers big endian:
 //
 //	length u32 | CRC-32C of the payload u32 | payload (protobuf)
 //
 // Kind is 1 for message batches and 2 for snapshot chunks. A reader that
 // doesn't like what it sees closes the link.
 const (
-	helloMagic   = "PLYR"
-	helloVersion = 1
-	helloSize    = 16
-	headerSize   = 8
-
-	linkMessages = 1
-	linkChunks   = 2
+	headerSize = 8
 
 	// maxFrame is above dragonboat's own limit of 64 MiB a batch.
 	maxFrame = 72 << 20
@@ -43,12 +35,13 @@ const (
 	keptBuffer = 4 << 20
 
 	dialTimeout  = 5 * time.Second
-	helloTimeout = 5 * time.Second
 	writeTimeout = 10 * time.Second
 	closeTimeout = 10 * time.Second
 
-	// maxLinks bounds what strangers can make us hold open.
-	maxLinks = 4096
+	// maxLinks bounds the links of brokers, and maxGreetings those that have yet
+	// to prove themselves: strangers can't take the places of members.
+	maxLinks     = 4096
+	maxGreetings = 256
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -58,15 +51,18 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type transport struct {
 	listener   net.Listener
 	dial       func(ctx context.Context, address string) (net.Conn, error)
-	deployment uint64
+	guard      guard
 	warn       func(event string, err error)
+	complaints *complaints
+	refused    atomic.Uint64
 
 	messages raftio.MessageHandler
 	chunks   raftio.ChunkHandler
 
 	mu     sync.Mutex
-	links  map[net.Conn]struct{} // nil once closed
-	owned  sync.WaitGroup        // accept loop and readers
+	links  map[net.Conn]bool // true once it proved itself; nil once closed
+	greets int               // links that have not
+	owned  sync.WaitGroup    // accept loop and readers
 	closed chan struct{}
 }
 
@@ -74,9 +70,10 @@ func newTransport(l net.Listener, c *Config, warn func(string, error)) *transpor
 	return &transport{
 		listener:   l,
 		dial:       c.Dial,
-		deployment: c.Deployment,
+		guard:      guard{deployment: c.Deployment, secret: c.Secret, tls: c.TLS},
 		warn:       warn,
-		links:      make(map[net.Conn]struct{}),
+		complaints: newComplaints(),
+		links:      make(map[net.Conn]bool),
 		closed:     make(chan struct{}),
 	}
 }
@@ -146,13 +143,15 @@ func (t *transport) accept() {
 		}
 		backoff = 0
 		t.mu.Lock()
-		full := t.links == nil || len(t.links) >= maxLinks
+		full := t.links == nil || t.greets >= maxGreetings
 		if !full {
-			t.links[conn] = struct{}{}
+			t.links[conn] = false
+			t.greets++
 			t.owned.Add(1)
 		}
 		t.mu.Unlock()
 		if full {
+			t.complain(conn, refusal(answerFull))
 			_ = conn.Close()
 			continue
 		}
@@ -162,33 +161,63 @@ func (t *transport) accept() {
 
 func (t *transport) serve(conn net.Conn) {
 	defer t.owned.Done()
-	err := t.read(conn)
+	err := t.admit(conn)
 	t.mu.Lock()
+	if !t.links[conn] {
+		t.greets--
+	}
 	delete(t.links, conn)
 	t.mu.Unlock()
 	_ = conn.Close()
+	select {
+	case <-t.closed:
+		return
+	default:
+	}
+	// A link that ends is a peer that stops or a cut, of which the dialling side
+	// tells. Whoever connects and leaves without a word is a port scan or a health check.
 	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		t.warn("raft link from "+conn.RemoteAddr().String()+" ended", err)
+		t.complain(conn, err)
 	}
 }
 
-// read serves the link until it ends; the error says why and is never nil.
-func (t *transport) read(conn net.Conn) error {
-	r := bufio.NewReaderSize(conn, 64<<10)
-	if err := conn.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
-		return err
+// complain logs why a link was refused or ended, once in a while for each remote host.
+func (t *transport) complain(conn net.Conn, err error) {
+	if errors.Is(err, ErrRefused) {
+		t.refused.Add(1)
 	}
-	var hello [helloSize]byte
-	if _, err := io.ReadFull(r, hello[:]); err != nil {
-		return err
+	skipped, ok := t.complaints.due(remoteHost(conn.RemoteAddr()))
+	switch {
+	case !ok:
+		return
+	case skipped > 0:
+		err = fmt.Errorf("%w (%d more such links were not logged)", err, skipped)
 	}
-	kind, err := checkHello(hello[:], t.deployment)
+	t.warn("raft link from "+conn.RemoteAddr().String()+" ended", err)
+}
+
+// admit serves a link, once it has proved itself, until it ends; the error says why
+// and is never nil.
+func (t *transport) admit(raw net.Conn) error {
+	conn, kind, err := t.guard.admit(raw)
 	if err != nil {
 		return err
 	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return err
+	t.mu.Lock()
+	full := t.links == nil || len(t.links)-t.greets >= maxLinks
+	if !full {
+		t.links[raw] = true
+		t.greets--
 	}
+	t.mu.Unlock()
+	if full {
+		return refusal(answerFull)
+	}
+	return t.read(conn, kind)
+}
+
+func (t *transport) read(conn net.Conn, kind byte) (err error) {
+	r := bufio.NewReaderSize(conn, 64<<10)
 	var buf []byte
 	for {
 		if buf, err = readFrame(r, buf); err != nil {
@@ -197,13 +226,13 @@ func (t *transport) read(conn net.Conn) error {
 		switch kind {
 		case linkMessages:
 			var batch raftpb.MessageBatch
-			if err := batch.Unmarshal(buf); err != nil {
+			if err := decode(&batch, buf); err != nil {
 				return fmt.Errorf("decode message batch: %w", err)
 			}
 			t.messages(batch)
 		case linkChunks:
 			var chunk raftpb.Chunk
-			if err := chunk.Unmarshal(buf); err != nil {
+			if err := decode(&chunk, buf); err != nil {
 				return fmt.Errorf("decode snapshot chunk: %w", err)
 			}
 			if !t.chunks(chunk) {
@@ -216,26 +245,14 @@ func (t *transport) read(conn net.Conn) error {
 	}
 }
 
-func appendHello(b []byte, kind byte, deployment uint64) []byte {
-	b = append(b, helloMagic...)
-	b = append(b, helloVersion, kind, 0, 0)
-	return binary.BigEndian.AppendUint64(b, deployment)
-}
-
-func checkHello(b []byte, deployment uint64) (kind byte, err error) {
-	if string(b[:4]) != helloMagic {
-		return 0, errors.New("not a raft link: it doesn't start as one")
-	}
-	if b[4] != helloVersion {
-		return 0, fmt.Errorf("raft link of version %d: %d is spoken here", b[4], helloVersion)
-	}
-	if got := binary.BigEndian.Uint64(b[8:]); got != deployment {
-		return 0, fmt.Errorf("raft link of deployment %d: this is deployment %d", got, deployment)
-	}
-	if b[5] != linkMessages && b[5] != linkChunks {
-		return 0, fmt.Errorf("raft link of unknown kind %d", b[5])
-	}
-	return b[5], nil
+// decode is m.Unmarshal, which panics on some damaged messages.
+func decode(m interface{ Unmarshal([]byte) error }, b []byte) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("malformed message: %v", r)
+		}
+	}()
+	return m.Unmarshal(b)
 }
 
 // readFrame reads one payload into buf, or into a larger one that grows as
@@ -293,12 +310,20 @@ func (t *transport) open(ctx context.Context, address string, kind byte) (*link,
 	if err != nil {
 		return nil, fmt.Errorf("dial raft peer %s: %w", address, err)
 	}
-	l := &link{conn: conn}
-	if err := l.write(appendHello(nil, kind, t.deployment)); err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("greet raft peer %s: %w", address, err)
+	if conn, err = t.guard.enter(ctx, conn, address, kind); err != nil {
+		err = fmt.Errorf("greet raft peer %s: %w", address, err)
+		if errors.Is(err, ErrRefused) {
+			// Dragonboat tries on and keeps the reason to itself.
+			if skipped, ok := t.complaints.due("to " + address); ok {
+				if skipped > 0 {
+					err = fmt.Errorf("%w (%d more tries were not logged)", err, skipped)
+				}
+				t.warn("raft link could not be opened", err)
+			}
+		}
+		return nil, err
 	}
-	return l, nil
+	return &link{conn: conn}, nil
 }
 
 // link is the sending end. Dragonboat uses it from one goroutine.

@@ -7,12 +7,9 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/lni/dragonboat/v4/raftpb"
 	"github.com/rs/zerolog"
-
-	"github.com/parleymq/parley/replication/replicationtest"
 )
 
 func frame(payload []byte) []byte {
@@ -63,40 +60,6 @@ func FuzzReadFrame(f *testing.F) {
 			t.Fatalf("%x was read as %x", b, got)
 		}
 	})
-}
-
-// Strangers on the Raft port are turned away, and harm nobody.
-func TestStrangers(t *testing.T) {
-	t.Parallel()
-	h := mustHost(t, testConfig(t.TempDir()))
-	l := mustLead(t, h, replicationtest.NewLedger(nil))
-	wrongVersion := appendHello(nil, linkMessages, 1)
-	wrongVersion[4] = 9
-	for name, b := range map[string][]byte{
-		"http":       []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-		"deployment": appendHello(nil, linkMessages, 2),
-		"version":    wrongVersion,
-		"kind":       appendHello(nil, 3, 1),
-		"messages":   append(appendHello(nil, linkMessages, 1), frame([]byte("\xff\xff\xff"))...),
-		"chunks":     append(appendHello(nil, linkChunks, 1), frame([]byte("\xff\xff\xff"))...),
-		"giant":      append(appendHello(nil, linkMessages, 1), 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0),
-	} {
-		conn, err := net.Dial("tcp", h.Address())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Write(b); err != nil {
-			t.Fatal(err)
-		}
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Errorf("%s: got an answer", name)
-		} else if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
-			t.Errorf("%s: was not cut off", name)
-		}
-		_ = conn.Close()
-	}
-	mustPropose(t, l, "still here")
 }
 
 func BenchmarkLink(b *testing.B) {
