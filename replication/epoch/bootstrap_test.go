@@ -186,7 +186,7 @@ func TestBootstrap(t *testing.T) {
 	bubble(t, "crashes while the cluster forms", func(t *testing.T, w *world) {
 		nodes := w.listed(3)
 		for _, n := range nodes {
-			n.dir.slow = 2 * time.Millisecond
+			n.dir.slowTo(2 * time.Millisecond)
 		}
 		w.up(nodes...)
 		for round := range 20 {

@@ -146,7 +146,7 @@ func TestLeaderDies(t *testing.T) {
 				defer w.stop()
 				nodes := w.formed(3)
 				for _, n := range nodes {
-					n.dir.slow = 5 * time.Millisecond
+					n.dir.slowTo(5 * time.Millisecond)
 				}
 				var got uint64
 				if _, err := nodes[0].c.Propose(t.Context(), count("a", &got)); err != nil {
@@ -311,16 +311,18 @@ func TestDuel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 7)
 		defer w.stop()
+		w.times.Rank = 1 // nobody gives way
 		nodes := w.formed(5)
+		w.mu.Lock()
 		w.delay = 5 * time.Millisecond
+		w.mu.Unlock()
 		const each = 20
 		var mu sync.Mutex
 		var took []time.Duration
 		numbers := map[uint64]bool{}
 		var wg sync.WaitGroup
 		for _, n := range nodes {
-			n.dir.slow = 2 * time.Millisecond
-			n.c.o.Times.Rank = 0
+			n.dir.slowTo(2 * time.Millisecond)
 			wg.Go(func() {
 				for range each {
 					begun := time.Now()

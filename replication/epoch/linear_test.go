@@ -179,10 +179,12 @@ func (r *linearRun) run(t *testing.T, seed uint64, spoil func(*world)) (wrong st
 	defer w.stop()
 	nodes := w.formed([]int{3, 3, 5}[w.intn(3)])
 	for _, n := range nodes {
-		n.dir.slow = time.Duration(w.intn(4)) * time.Millisecond
+		n.dir.slowTo(time.Duration(w.intn(4)) * time.Millisecond)
 	}
-	w.drop, w.repeat = []float64{0, 0.02, 0.1, 0.25}[w.intn(4)], []float64{0, 0.1}[w.intn(2)]
-	w.delay = []time.Duration{time.Millisecond, 5 * time.Millisecond, 40 * time.Millisecond}[w.intn(3)]
+	w.mu.Lock()
+	w.drop, w.repeat = []float64{0, 0.02, 0.1, 0.25}[w.rng.IntN(4)], []float64{0, 0.1}[w.rng.IntN(2)]
+	w.delay = []time.Duration{time.Millisecond, 5 * time.Millisecond, 40 * time.Millisecond}[w.rng.IntN(3)]
+	w.mu.Unlock()
 	if spoil != nil {
 		spoil(w)
 	}

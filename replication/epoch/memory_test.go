@@ -36,6 +36,12 @@ type memoryWrite struct {
 	b  []byte
 }
 
+func (d *memoryDirectory) slowTo(sync time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = sync
+}
+
 func (d *memoryDirectory) path(name string) string { return "memory/" + name }
 
 func (d *memoryDirectory) read(name string) ([]byte, error) {
@@ -130,7 +136,10 @@ func (f *memoryFile) Truncate(size int64) error {
 }
 
 func (f *memoryFile) Sync() error {
-	time.Sleep(f.dir.slow)
+	f.dir.mu.Lock()
+	slow := f.dir.slow
+	f.dir.mu.Unlock()
+	time.Sleep(slow)
 	f.dir.mu.Lock()
 	defer f.dir.mu.Unlock()
 	if f.dir.broken {

@@ -26,7 +26,7 @@ type world struct {
 	cut          map[[2]uint64]bool
 	drop, repeat float64
 	delay        time.Duration // at most
-	sent         int
+	times        Times
 	refusals     map[paxos.Reason]int
 }
 
@@ -78,7 +78,6 @@ type line struct {
 func (l *line) Send(to uint64, msg []byte) {
 	w := l.n.w
 	w.mu.Lock()
-	w.sent++
 	other := w.nodes[to]
 	lost := l.dead.Load() || other == nil || w.cut[[2]uint64{l.n.id, to}] || w.rng.Float64() < w.drop
 	times := 1
@@ -137,7 +136,7 @@ func (w *world) add(id uint64, self config.Broker, genesis func() *config.Config
 
 func (n *node) options() Options {
 	return Options{
-		Self: n.self, Genesis: n.genesis, Seeds: n.seeds, Ask: n.ask, Transport: n.line, Random: n.w.int64n, dir: n.dir,
+		Self: n.self, Genesis: n.genesis, Seeds: n.seeds, Ask: n.ask, Transport: n.line, Random: n.w.int64n, Times: n.w.times, dir: n.dir,
 		Alive: func(id uint64) bool {
 			n.w.mu.Lock()
 			other := n.w.nodes[id]

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // Hash of a value: SHA-256 of its canonical, uncompressed encoding.
@@ -29,6 +30,15 @@ const (
 	maxBody = 16 << 20 // of an uncompressed body, against bombs
 )
 
+// compressors are kept, since each has most of a megabyte.
+var compressors = sync.Pool{New: func() any {
+	w, err := flate.NewWriter(nil, flate.DefaultCompression)
+	if err != nil { // a level that exists
+		panic(err)
+	}
+	return w
+}}
+
 // Encode returns the encoded value. It refuses a value above MaxEncoded.
 func (c *Config) Encode() ([]byte, error) {
 	if n := c.Replicas(); n > MaxReplicas {
@@ -39,10 +49,9 @@ func (c *Config) Encode() ([]byte, error) {
 	b.WriteString(magic)
 	b.WriteByte(version)
 	b.Write(binary.AppendUvarint(nil, uint64(len(body))))
-	w, err := flate.NewWriter(&b, flate.DefaultCompression)
-	if err != nil {
-		return nil, fmt.Errorf("compress configuration: %w", err)
-	}
+	w := compressors.Get().(*flate.Writer)
+	defer compressors.Put(w)
+	w.Reset(&b)
 	if _, err := w.Write(body); err != nil {
 		return nil, fmt.Errorf("compress configuration: %w", err)
 	}
