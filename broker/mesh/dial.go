@@ -76,6 +76,9 @@ func (m *Mesh) dial(ctx context.Context, k kind, address string, broker uint64, 
 
 func (d *dialled) connect(k kind, address string, broker uint64, incarnation string) error {
 	m := d.m
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fmt.Errorf("address %q is not HOST:PORT: %w", address, err)
+	}
 	h := hello{
 		Version: protocolVersion, Kind: k, Identity: m.Self(),
 		ToBroker: broker, ToIncarnation: incarnation, Challenge: randomText(),

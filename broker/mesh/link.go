@@ -70,10 +70,13 @@ func (l *link) run(ctx context.Context) {
 		target := *l.peer.named.Load()
 		d, err := l.m.dial(ctx, l.kind, target.Address, target.Broker, target.Incarnation, l.peer)
 		if err == nil {
-			wait = l.m.c.RetryMin
+			begun := time.Now()
 			l.raise(d)
 			err = d.serve(ctx)
 			l.lower(d, err)
+			if time.Since(begun) > l.m.c.RetryMax { // else it is one of those that come up only to go down
+				wait = l.m.c.RetryMin
+			}
 		} else if ctx.Err() == nil {
 			l.failed(err)
 		}

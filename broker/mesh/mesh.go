@@ -18,7 +18,7 @@
 //	controlsession.go, datasession.go: the receiving sides
 //	status.go     figures
 //
-// docs/format/mesh.md has the bytes, docs/adr/0070 to 0073 the reasons.
+// docs/format/mesh.md has the bytes, docs/adr/0070 to 0072 the reasons.
 package mesh
 
 import (
@@ -183,7 +183,7 @@ func New(c Config) (*Mesh, error) {
 	m.peers.Store(&map[uint64]*peer{})
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.front = frontend.New(frontend.Config{
-		Logger:         c.Logger,
+		Logger:         c.Logger.With().Str("port", "peers").Logger(),
 		TLS:            c.TLS,
 		Authenticator:  gate{m},
 		MaxConnections: maxPeerConnections,
