@@ -224,7 +224,8 @@ var ErrForged = errors.New("the message names another sender")
 
 // Deliver takes a message of the broker from, which the transport proved to have the
 // incarnation. from is 0 while it has no id, before epoch 1. A message that is no
-// message is an error; one that comes when too many wait is dropped.
+// message is an error; one that comes when too many wait is dropped. msg is kept and must
+// not be altered afterwards.
 func (c *Cluster) Deliver(from uint64, incarnation string, msg []byte) error {
 	m, err := decodeMessage(msg)
 	if err != nil {

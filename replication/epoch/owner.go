@@ -304,6 +304,9 @@ func (w *owner) learn(entries []paxos.Entry) error {
 		} else if headers[i], err = headerIn(&entries[i]); err != nil {
 			return fmt.Errorf("epoch %d: %w", entries[i].Epoch, err)
 		}
+		if len(entries) > 1 { // the history must not keep a whole message for the sake of one value
+			entries[i].Value = slices.Clone(entries[i].Value)
+		}
 	}
 	if err := w.publish(entries, headers, d.config); err != nil {
 		return fmt.Errorf("epoch %d: %w", last.Epoch, err)
