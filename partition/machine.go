@@ -32,6 +32,8 @@ type machine struct {
 	store    storage.Store
 	// pins keeps trimmed chunks on disk while a snapshot is being read.
 	pins int
+	// restoring: a snapshot has begun to replace what is stored, and state isn't true of it.
+	restoring bool
 	// durable is the index of the newest durable checkpoint.
 	durable uint64
 	// reused by Apply
@@ -280,7 +282,7 @@ func (m *machine) relax() {
 func (m *machine) Capture() (storage.Checkpoint, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	if m.state.index == m.durable {
+	if m.state.index == m.durable || m.restoring {
 		return storage.Checkpoint{}, storage.ErrUnchanged
 	}
 	return m.capture(), nil
@@ -298,7 +300,7 @@ func (m *machine) Durable(c storage.Checkpoint) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	m.durable = max(m.durable, c.Index)
-	if m.pins > 0 || m.store == nil || m.damage.Load() != nil {
+	if m.pins > 0 || m.restoring || m.store == nil || m.damage.Load() != nil {
 		return
 	}
 	if err := m.store.Trim(c.Mark.Start, markKey(c.Mark.Start)); err != nil {

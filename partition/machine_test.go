@@ -329,3 +329,49 @@ func TestSnapshotCarriesEverything(t *testing.T) {
 		}
 	}
 }
+
+// A replica with holes sends no snapshot, and what holds holes is not taken.
+func TestSnapshotOfDamage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, _ := openMachine(t, memoryEngine(t, dir), dir)
+	for i, cmd := range randomLog(t, 78, 100) {
+		m.do(t, uint64(i+1), cmd)
+	}
+	whole := m.store
+	for name, spoil := range map[string]func(i int, c *storage.Chunk) bool{
+		"missing":  func(i int, _ *storage.Chunk) bool { return i != 3 },
+		"no first": func(i int, _ *storage.Chunk) bool { return i != 0 },
+		"no last":  func(i int, _ *storage.Chunk) bool { return i < 5 },
+		"flipped": func(i int, c *storage.Chunk) bool {
+			if i == 3 {
+				c.Data = bytes.Clone(c.Data)
+				c.Data[len(c.Data)-1] ^= 1
+			}
+			return true
+		},
+	} {
+		m.store = spoiled{whole, spoil}
+		point, err := m.PrepareSnapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.SaveSnapshot(point, &bytes.Buffer{}, nil); err == nil {
+			t.Errorf("%s: was sent", name)
+		}
+	}
+	m.store = whole
+}
+
+type spoiled struct {
+	storage.Store
+	spoil func(i int, c *storage.Chunk) bool
+}
+
+func (s spoiled) Read(offset int64, visit func(storage.Chunk) bool) error {
+	i := -1
+	return s.Store.Read(offset, func(c storage.Chunk) bool {
+		i++
+		return !s.spoil(i, &c) || visit(c)
+	})
+}

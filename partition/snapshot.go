@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 
+	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
 )
 
@@ -40,12 +41,13 @@ func (m *machine) PrepareSnapshot() (any, error) {
 	return &snapshotPoint{checkpoint: m.capture()}, nil
 }
 
-// SaveSnapshot implements replication.StateMachine.
+// SaveSnapshot implements replication.StateMachine. Everything is verified before it is
+// sent: what is damaged here must neither spread nor stop the receiver, for which
+// a snapshot that doesn't hold together is the end.
 func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error {
 	p := point.(*snapshotPoint).checkpoint
 	m.applying.Lock()
 	m.pins++
-	start := m.state.start
 	m.applying.Unlock()
 	defer func() {
 		m.applying.Lock()
@@ -73,6 +75,14 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 			return false
 		default:
 		}
+		// The first chunk may begin below the start, but not above it.
+		if c.Base > next || c.Base < next && next > p.Mark.Start {
+			failed = fmt.Errorf("%w: a chunk from offset %d follows offset %d", storage.ErrCorrupt, c.Base, next-1)
+			return false
+		}
+		if failed = verify(c.Data, everyBatch); failed != nil {
+			return false
+		}
 		frame = appendFrame(frame[:0], c)
 		_, failed = bw.Write(frame)
 		next = c.Last + 1
@@ -82,7 +92,7 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 		return fmt.Errorf("save snapshot: %w", err)
 	}
 	if next < p.Mark.Next {
-		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d (start is now %d)", storage.ErrCorrupt, next, p.Mark.Next, start)
+		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d", storage.ErrCorrupt, next, p.Mark.Next)
 	}
 	if err := bw.WriteByte('e'); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
@@ -92,6 +102,8 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 	}
 	return nil
 }
+
+func everyBatch(record.Batch) bool { return true }
 
 func appendFrame(b []byte, c storage.Chunk) []byte {
 	b = append(b, 'c')
@@ -105,7 +117,11 @@ func appendFrame(b []byte, c storage.Chunk) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// RecoverFromSnapshot implements replication.StateMachine.
+// RecoverFromSnapshot implements replication.StateMachine. While it runs, and when it
+// was cut short, the store holds neither the old records nor yet the new ones. The
+// old checkpoint stays until the new one is durable: after a crash Open finds
+// holes, opens at the old index all the same, and the replicated log hands in
+// the same snapshot again.
 func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 	br := bufio.NewReaderSize(r, 256<<10)
 	var head [9]byte
@@ -132,22 +148,54 @@ func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 		return fmt.Errorf("recover from snapshot: %w", err)
 	}
 	m.applying.Lock()
-	if err := m.restore(s, br, stop); err != nil {
-		m.applying.Unlock()
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
+	m.restoring = true
 	m.applying.Unlock()
-	return m.checkpoints.Sync(context.Background())
-}
-
-func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) error {
 	m.visible.Lock()
 	m.tail.clear()
 	m.visible.Unlock()
+	if err := m.refill(s, br, stop); err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	if err := m.install(s); err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	if err := m.checkpoints.Sync(context.Background()); err != nil {
+		return fmt.Errorf("recover from snapshot: %w", err)
+	}
+	m.applying.Lock()
+	durable := m.durable
+	m.applying.Unlock()
+	if durable < s.index {
+		return fmt.Errorf("recover from snapshot: its checkpoint was not written: entry %d is durable, want %d", durable, s.index)
+	}
+	return nil
+}
+
+// Chunks are stored this many bytes, or this many, at a time.
+const (
+	refillBytes  = 1 << 20
+	refillChunks = 256
+)
+
+// refill replaces what is stored by what comes. It is not called beside Apply, and doesn't
+// hold up the checkpoints of other logs: there is none of this one meanwhile.
+func (m *machine) refill(s *state, br *bufio.Reader, stop <-chan struct{}) error {
 	// Bytes and marks are counted anew: they serve this replica's retention and
 	// lookups and need not equal the others'.
 	logTime := s.logTime
 	s.stored, s.marked, s.markedAt = 0, 0, 0
+	var chunks []storage.Chunk
+	var marks []storage.IndexEntry
+	bytes := 0
+	flush := func() error {
+		if len(chunks) == 0 {
+			return nil
+		}
+		err := m.store.Append(chunks, marks)
+		clear(chunks)
+		chunks, marks, bytes = chunks[:0], marks[:0], 0
+		return err
+	}
 	first := true
 	next := s.start
 	for {
@@ -164,6 +212,9 @@ func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) erro
 			break
 		}
 		if first {
+			if c.Base > s.start {
+				return fmt.Errorf("%w: snapshot begins at %d, want %d", storage.ErrCorrupt, c.Base, s.start)
+			}
 			if err := m.store.Reset(c.Base); err != nil {
 				return err
 			}
@@ -175,14 +226,20 @@ func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) erro
 		s.logTime = c.LogTime
 		before := s.stored
 		s.stored += int64(len(c.Data))
-		var idx []storage.IndexEntry
 		if mk, due := s.mark(c.Base, before); due {
-			idx = append(idx, mk)
+			marks = append(marks, mk)
 		}
-		if err := m.store.Append([]storage.Chunk{c}, idx); err != nil {
-			return err
-		}
+		chunks = append(chunks, c)
+		bytes += len(c.Data) + len(c.Meta)
 		next = c.Last + 1
+		if bytes >= refillBytes || len(chunks) >= refillChunks {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return err
 	}
 	if first {
 		if err := m.store.Reset(s.next); err != nil {
@@ -194,12 +251,21 @@ func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) erro
 		return fmt.Errorf("%w: snapshot ends at %d, want %d", storage.ErrCorrupt, next, s.next)
 	}
 	s.logTime = logTime
+	return nil
+}
+
+// install makes the snapshot's state the partition's.
+func (m *machine) install(s *state) error {
+	m.applying.Lock()
+	defer m.applying.Unlock()
 	m.state = s
 	if err := m.rebuildWindow(); err != nil {
 		return err
 	}
-	m.window.Store(m.state.ids)
+	m.window.Store(s.ids)
 	m.show(nil)
+	m.restoring = false
+	m.damage.Store(nil) // what was missing has come
 	return nil
 }
 
