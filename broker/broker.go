@@ -5,7 +5,12 @@
 //	broker.go     Start and Close, in numbered steps
 //	config.go     Config, its defaults and checks; parts.go the default parts
 //	datadir.go    lock of the data directory; identity.go whose it is
-//	carry.go      bringing partitions in line with an epoch
+//	peers.go      the other brokers: mesh, bootstrap; secrecy.go who is let in
+//	carry.go      bringing partitions in line with an epoch; stamp.go barriers
+//	leaders.go    who leads what; progress.go which followers are in sync
+//	forward.go    the hop to a partition's leader
+//	handover.go   moving leadership; purge.go deleting data everywhere
+//	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
 //	fetch.go      reading; request.go the API's requests
@@ -24,6 +29,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,15 +72,23 @@ type Broker struct {
 	router      *interest.Router
 	routes      atomic.Pointer[routes]
 	replicas    atomic.Pointer[map[uint64]string] // replica id -> Raft address
+	local       atomic.Pointer[map[uint64]*slot]  // those with a replica here, by shard
 	carrier     *carrier
+	peers       *peers
+	leaders     *leaders
+	stamps      *stamps
+	forwarders  peerSessions
+	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
 	acks        *acker
 	api         *api.Handlers
 	metrics     *metrics
 	ready       *readiness
 
-	fronts     []front
-	httpServer *http.Server
-	addresses  Addresses
+	fronts       []front
+	peerListener net.Listener // nil for a lone broker
+	raftListener net.Listener
+	httpServer   *http.Server
+	addresses    Addresses
 
 	ctx         context.Context // ends when sessions are to end
 	cancel      context.CancelFunc
@@ -93,8 +107,10 @@ type Broker struct {
 	fetches     atomic.Int32
 	fetchRoom   chan struct{}
 	requestRoom chan struct{}
+	catchRoom   chan struct{}
 
 	infoMu   sync.Mutex
+	others   []string // client addresses of the other brokers
 	changed  chan struct{}
 	lameDuck bool
 
@@ -120,7 +136,7 @@ type Addresses struct {
 	Fronts   []string // of each front end
 	HTTP     string   // "" when it is off
 	Raft     string
-	Peer     string // as configured: nothing listens there yet
+	Peer     string // as configured where nothing listens: a lone broker
 	DataPath string
 }
 
@@ -135,7 +151,8 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b = &Broker{
 		c: c, started: time.Now(), router: interest.NewRouter(), ready: newReadiness(),
 		fetchRoom: make(chan struct{}, c.Limits.FetchReplies), requestRoom: make(chan struct{}, c.Limits.Requests),
-		changed: make(chan struct{}), closed: make(chan struct{}), done: make(chan struct{}),
+		catchRoom: make(chan struct{}, c.Limits.Openings),
+		changed:   make(chan struct{}), closed: make(chan struct{}), done: make(chan struct{}),
 		tails: &partition.TailBudget{Limit: tailDefault},
 	}
 	if c.MemoryLimit > 0 {
@@ -151,6 +168,11 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 		Runtime: runtime{b}, Version: Version, Clock: c.Clock, MaxRecord: c.MaxRecord, Logger: c.Logger,
 	}
 	b.carrier = newCarrier(b)
+	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
+	b.leaders = newLeaders(b)
+	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
+	b.forwarders.all = map[uint64]*peerSession{}
+	b.local.Store(&map[uint64]*slot{})
 	if err := b.start(ctx); err != nil {
 		b.stopping.Store(true)
 		return nil, errors.Join(err, b.shut(context.Background()))
@@ -164,22 +186,34 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if b.dir, err = openDataDir(c.DataDir); err != nil {
 		return err
 	}
-	if b.id, err = loadIdentity(b.dir.path); err != nil {
+	initial, err := c.initial()
+	if err != nil {
+		return err
+	}
+	if err = c.loadSecret(); err != nil {
+		return err
+	}
+	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1); err != nil {
 		return err
 	}
 	// 2. Ports, so that one in use is told before anything is touched.
 	if err := b.listen(); err != nil {
 		return err
 	}
-	// 3. Epochs.
-	b.epochs, err = epoch.Open(epoch.Options{
-		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal,
-		Self: config.Broker{ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation},
-		OnCut: func(n int64) {
-			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
-		},
-	})
-	if err != nil {
+	if c.OnListen != nil {
+		c.OnListen(b.addresses)
+	}
+	// 3. The other brokers, and the epochs that say which they are. A cluster that
+	// is being formed is waited for here.
+	if b.id.Peers {
+		if err := b.startMesh(); err != nil {
+			return err
+		}
+	}
+	if err := b.openEpochs(initial); err != nil {
+		return err
+	}
+	if err := b.bootstrap(ctx, initial); err != nil {
 		return err
 	}
 	b.api.Store = b.epochs
@@ -214,6 +248,12 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	b.background.Go(func() { b.space.Run(b.bgCtx) })
 	b.background.Go(func() { b.collect(b.bgCtx) })
 	b.background.Go(func() { b.watchReady(b.bgCtx) })
+	b.background.Go(func() { b.stamps.run(b.bgCtx) })
+	if b.peers.mesh != nil {
+		b.background.Go(func() { b.leaders.run(b.bgCtx) })
+		b.background.Go(func() { b.watchProgress(b.bgCtx) })
+		b.background.Go(func() { b.watchLeadership(b.bgCtx) })
+	}
 	b.serve()
 	return nil
 }
@@ -238,6 +278,9 @@ func (b *Broker) listen() error {
 	}
 	b.addresses.Clients = b.addresses.Fronts[0]
 	b.addresses.Peer, b.addresses.DataPath = c.PeerListen, b.dir.path
+	if err := b.listenForBrokers(); err != nil {
+		return err
+	}
 	if c.HTTP == "off" {
 		return nil
 	}
@@ -261,6 +304,82 @@ func (b *Broker) listen() error {
 	return nil
 }
 
+// listenForBrokers opens the Raft port and, where there are other brokers, the
+// peer port.
+func (b *Broker) listenForBrokers() (err error) {
+	c := &b.c
+	if b.raftListener, err = net.Listen("tcp", c.RaftListen); err != nil {
+		return fmt.Errorf("listen for raft: %w", err)
+	}
+	b.addresses.Raft = b.raftListener.Addr().String()
+	if err := c.guarded("raft-listen", b.raftListener); err != nil {
+		return err
+	}
+	if !b.id.Peers {
+		return nil
+	}
+	if b.peerListener, err = net.Listen("tcp", c.PeerListen); err != nil {
+		return fmt.Errorf("listen for other brokers: %w: choose another peer-listen", err)
+	}
+	b.addresses.Peer = b.peerListener.Addr().String()
+	return c.guarded("peer-listen", b.peerListener)
+}
+
+// openEpochs opens the journal.
+func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
+	c := &b.c
+	o := epoch.Options{
+		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal, Self: b.describe(),
+		OnCut: func(n int64) {
+			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
+		},
+	}
+	if b.id.Peers {
+		o.Genesis = nil
+		if len(initial) > 1 {
+			o.Genesis = func() *config.Config { return epoch.Initial(initial) }
+		}
+		o.Transport, o.Ask, o.Alive = b.peers, b.peers.ask, b.peers.alive
+		o.OnRefused = b.refusedMessage
+		o.OnWait = func(why string) {
+			text := "the cluster is being formed"
+			if why != "" {
+				text += ", it waits for: " + why
+			}
+			b.waiting.Store(&text)
+			c.Logger.Info().Str("waits_for", why).Msg("the brokers of initial-cluster form a cluster once all of them are there")
+		}
+	}
+	if b.epochs, err = epoch.Open(o); err != nil {
+		return err
+	}
+	if b.peers.mesh != nil {
+		b.peers.deliver(b.epochs)
+	}
+	return nil
+}
+
+// describe says what this broker is, for epochs.
+func (b *Broker) describe() config.Broker {
+	c := &b.c
+	self := config.Broker{
+		ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
+		Addresses: config.Addresses{
+			Client: advertised(c.AdvertiseClient, b.addresses.Clients),
+			Peer:   advertised(c.AdvertisePeer, b.addresses.Peer),
+			Raft:   advertised(c.AdvertiseRaft, b.addresses.Raft),
+		},
+	}
+	if initial, err := c.initial(); err == nil && c.AdvertisePeer == "" {
+		for _, l := range initial {
+			if l.Name == c.Name && len(initial) > 1 {
+				self.Addresses.Peer = l.Address
+			}
+		}
+	}
+	return self
+}
+
 // genesis is epoch 0 of a lone broker: it names itself and nothing more.
 func (b *Broker) genesis() *config.Config {
 	return &config.Config{
@@ -272,16 +391,17 @@ func (b *Broker) genesis() *config.Config {
 
 func (b *Broker) openParts() (err error) {
 	c := &b.c
+	tls, err := c.PeerTLS.load()
+	if err != nil {
+		return err
+	}
 	b.host, err = c.OpenHost(HostConfig{
 		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
+		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks,
 		Memory: c.MemoryLimit, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
 	})
 	if err != nil {
 		return fmt.Errorf("open raft: %w", err)
-	}
-	b.addresses.Raft = c.RaftListen
-	if a, ok := b.host.(addressed); ok {
-		b.addresses.Raft = a.Address()
 	}
 	logger := c.Logger.With().Str("part", "storage").Logger()
 	engine, err := storage.OpenEngine(c.Engine, storage.Options{
@@ -335,17 +455,44 @@ func (b *Broker) checkLogs() error {
 }
 
 // announce has an epoch decided that says what this broker is, where the newest
-// one doesn't say it yet.
+// one doesn't say it yet. A broker with others doesn't wait for it: the council may
+// be as much on its way up as this broker is.
 func (b *Broker) announce(ctx context.Context) error {
-	c := &b.c
-	self := config.Broker{
-		ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
-		Addresses: config.Addresses{
-			Client: advertised(c.AdvertiseClient, b.addresses.Clients),
-			Peer:   advertised(c.AdvertisePeer, c.PeerListen),
-			Raft:   advertised(c.AdvertiseRaft, b.addresses.Raft),
-		},
+	b.locate(b.epochs.Current())
+	if b.peers.mesh == nil {
+		return b.announceOnce(ctx)
 	}
+	if now := b.epochs.Current().Broker(b.id.BrokerID); now != nil && b.announced(now) {
+		return nil
+	}
+	b.background.Go(func() {
+		for b.bgCtx.Err() == nil {
+			ctx, cancel := context.WithTimeout(b.bgCtx, requestTime)
+			err := b.announceOnce(ctx)
+			cancel()
+			if err == nil || b.bgCtx.Err() != nil {
+				return
+			}
+			b.c.Logger.Warn().Err(err).Msg("the cluster was not told yet where this broker is now")
+			pause := time.NewTimer(time.Second)
+			select {
+			case <-pause.C:
+			case <-b.bgCtx.Done():
+			}
+			pause.Stop()
+		}
+	})
+	return nil
+}
+
+func (b *Broker) announced(was *config.Broker) bool {
+	self := b.describe()
+	self.State = was.State
+	return *was == self
+}
+
+func (b *Broker) announceOnce(ctx context.Context) error {
+	self := b.describe()
 	_, err := b.epochs.Propose(ctx, func(next *config.Config) error {
 		was := next.Broker(self.ID)
 		if was == nil {
@@ -359,7 +506,7 @@ func (b *Broker) announce(ctx context.Context) error {
 			if was.Incarnation != self.Incarnation {
 				return fmt.Errorf("epoch %d knows broker %d as incarnation %s, this data directory is %s", next.Epoch-1, self.ID, was.Incarnation, self.Incarnation)
 			}
-			if *was == self {
+			if b.announced(was) {
 				return epoch.ErrUnchanged
 			}
 			next.Change = fmt.Sprintf("broker %s changed: its name, addresses, rack or weight", self.Name)
@@ -368,7 +515,7 @@ func (b *Broker) announce(ctx context.Context) error {
 		return nil
 	})
 	if err != nil && !errors.Is(err, epoch.ErrUnchanged) {
-		return fmt.Errorf("announce broker %s: %w", c.Name, err)
+		return fmt.Errorf("announce broker %s: %w", b.c.Name, err)
 	}
 	b.locate(b.epochs.Current())
 	return nil
@@ -485,12 +632,31 @@ func (b *Broker) fatal(err error) {
 // Info implements protocol.Broker.
 func (b *Broker) Info() protocol.Info {
 	b.infoMu.Lock()
-	lame := b.lameDuck
+	lame, others := b.lameDuck, b.others
 	b.infoMu.Unlock()
 	return protocol.Info{
 		ServerID: b.id.Incarnation, ServerName: b.c.Name, Cluster: b.id.ClusterID, Version: Version,
-		Advertise: b.c.AdvertiseClient, MaxPayload: wire.MaxPayload, LameDuck: lame,
+		Advertise: b.c.AdvertiseClient, Peers: others, MaxPayload: wire.MaxPayload, LameDuck: lame,
 	}
+}
+
+// noteInfo tells clients which brokers they may go to.
+func (b *Broker) noteInfo() {
+	c := b.epochs.Current()
+	var others []string
+	for i := range c.Brokers {
+		if o := &c.Brokers[i]; o.ID != b.id.BrokerID && o.Incarnation != b.id.Incarnation && o.Addresses.Client != "" && o.State != config.Dead {
+			others = append(others, o.Addresses.Client)
+		}
+	}
+	b.infoMu.Lock()
+	defer b.infoMu.Unlock()
+	if slices.Equal(others, b.others) {
+		return
+	}
+	b.others = others
+	close(b.changed)
+	b.changed = make(chan struct{})
 }
 
 // Changed implements protocol.Broker.
@@ -543,7 +709,11 @@ func (b *Broker) shut(ctx context.Context) error {
 			b.c.Logger.Info().Str("step", name).Dur("took", took).Msg("stopping")
 		}
 	}
-	// 1. Clients are told; front ends let them go and end.
+	// 1. Others take over what this broker leads, while it still serves; then
+	// clients are told, and front ends let them go and end.
+	if b.ready.listening.Load() && b.failed.Load() == nil {
+		step("hand over leadership", func() error { b.handOverAll(ctx); return nil })
+	}
 	b.infoMu.Lock()
 	b.lameDuck = true
 	close(b.changed)
@@ -568,6 +738,7 @@ func (b *Broker) shut(ctx context.Context) error {
 	step("end requests", func() error {
 		b.cancel()
 		b.wg.Wait()
+		b.closeForwarders()
 		return nil
 	})
 	// 3. No epoch is carried out any more; background work ends.
@@ -584,9 +755,16 @@ func (b *Broker) shut(ctx context.Context) error {
 		step("checkpoint", func() error { return b.checkpoints.Sync(ctx) })
 	}
 	step("close partitions", func() error { b.carrier.closeAll(); return nil })
+	if b.peers.mesh != nil {
+		step("close links to other brokers", b.peers.mesh.Close)
+	} else if b.peerListener != nil {
+		_ = b.peerListener.Close()
+	}
 	// 5. Raft, then what it applied to.
 	if b.host != nil {
 		step("close raft", b.host.Close)
+	} else if b.raftListener != nil {
+		_ = b.raftListener.Close()
 	}
 	if b.checkpoints != nil {
 		step("close checkpoints", b.checkpoints.Close)

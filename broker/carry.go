@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,14 +31,17 @@ import (
 type carrier struct {
 	b     *Broker
 	slots map[uint64]*slot // by replica id
+	last  *config.Config   // that was carried out
+	wg    sync.WaitGroup   // replicas that catch up
 
 	mu      sync.Mutex
 	carried uint64
-	changed chan struct{} // closed and replaced when carried moves
+	purged  map[uint64]bool // topics whose data was deleted here since the start
+	changed chan struct{}   // closed and replaced when carried moves
 }
 
 func newCarrier(b *Broker) *carrier {
-	return &carrier{b: b, slots: map[uint64]*slot{}, changed: make(chan struct{})}
+	return &carrier{b: b, slots: map[uint64]*slot{}, purged: map[uint64]bool{}, changed: make(chan struct{})}
 }
 
 // run works until ctx ends, then returns with everything still open.
@@ -72,12 +77,22 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	k.b.locate(c)
+	k.concern(c, r)
+	local := make(map[uint64]*slot, len(k.slots))
+	for shard, s := range r.byShard {
+		if s.local {
+			local[shard] = s
+		}
+	}
+	k.b.local.Store(&local)
 	k.b.routes.Store(r)
 	k.closeGone(c)
 	k.open(ctx, c, r)
 	if ctx.Err() != nil {
 		return nil
 	}
+	k.last = c
+	k.b.stamps.poke()
 	k.mu.Lock()
 	if c.Epoch > k.carried || k.carried == 0 {
 		k.carried = c.Epoch
@@ -93,18 +108,60 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 func (k *carrier) slot(t *config.Topic, n int32) *slot {
 	p := &t.Partitions[n]
 	r, local := p.On(k.b.id.BrokerID)
-	if !local {
-		return &slot{topic: t.Name, number: n, shard: p.Shard}
-	}
 	s := k.slots[r.ID]
-	if s == nil {
-		s = &slot{
-			topic: t.Name, number: n, shard: p.Shard, replica: r, local: true,
-			log: storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID},
-		}
+	if !local || s == nil {
+		s = &slot{topic: t.Name, number: n, shard: p.Shard, lead: k.b.leaders.of(p.Shard)}
+	}
+	if local && k.slots[r.ID] == nil {
+		s.replica, s.local = r, true
+		s.log = storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}
 		k.slots[r.ID] = s
 	}
+	s.members.Store(&p.Replicas)
 	return s
+}
+
+// concern notes which partitions the epoch changes: new ones, and those whose
+// topic's config or replica set is another than before.
+func (k *carrier) concern(c *config.Config, r *routes) {
+	before := map[uint64]*config.Topic{}
+	if k.last != nil {
+		for i := range k.last.Topics {
+			before[k.last.Topics[i].ID] = &k.last.Topics[i]
+		}
+	}
+	named := map[uint64]bool{}
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		for n := range t.Partitions {
+			named[t.Partitions[n].Shard] = true
+		}
+		live := r.byID[t.ID]
+		if live == nil || k.last == nil {
+			continue
+		}
+		old := before[t.ID]
+		same := old != nil && old.Live() && maps.Equal(old.Config, t.Config)
+		for n, s := range live.parts {
+			if !same || n >= len(old.Partitions) || !sameReplicas(old.Partitions[n].Replicas, t.Partitions[n].Replicas) {
+				s.concern.Store(c.Epoch)
+			}
+		}
+	}
+	k.b.leaders.keep(c, named)
+}
+
+// sameReplicas compares without regard to which one is the preferred leader's.
+func sameReplicas(a, b []config.Replica) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, r := range a {
+		if !slices.Contains(b, r) {
+			return false
+		}
+	}
+	return true
 }
 
 // open opens what should be open, and sets limits that have changed.
@@ -122,7 +179,7 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 			case !s.local || ctx.Err() != nil:
 			case p == nil:
 				s.retention = keep
-				members := c.Topics[i].Partitions[n].Replicas
+				members := slices.Clone(c.Topics[i].Partitions[n].Replicas)
 				room <- struct{}{}
 				wg.Go(func() {
 					defer func() { <-room }()
@@ -147,7 +204,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 			brokerOf[m.ID] = m.Broker
 		}
 	}
-	s.leader.Store(0)
+	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
 		Topic: s.topic, Number: s.number, Log: s.log, Shard: s.shard, Replica: s.replica.ID, Initial: initial,
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
@@ -155,16 +212,20 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
-			s.leader.Store(brokerOf[l.Leader])
+			b.leaders.learn(s.shard, l.Term, brokerOf[l.Leader])
+			if l.Self {
+				b.stamps.poke()
+			}
 			b.ready.kick()
 		},
 	})
 	switch {
 	case err == nil:
-		k.stamp(ctx, p, c.Epoch)
 		s.problem.Store(nil)
 		s.partition.Store(p)
+		b.stamps.poke()
 		b.ready.kick()
+		k.wg.Go(func() { k.catchUp(s, p) })
 	case ctx.Err() != nil:
 	default:
 		s.fail(err)
@@ -173,34 +234,46 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 	}
 }
 
-// stampWait bounds how long the opening of a new partition waits for its leader.
-const stampWait = 2 * time.Second
+// purgeProposal bounds how long the carrier waits for an epoch: with the council's
+// majority gone none is decided, and other work is to go on.
+const purgeProposal = 5 * time.Second
 
-// stamp commits a barrier with the epoch to a partition that has none yet, so
-// that its acks say which epoch they go by. It is no harm when it fails or comes
-// twice.
-func (k *carrier) stamp(ctx context.Context, p *partition.Partition, n uint64) {
-	if p.Status().Barrier > 0 {
+// catchUp notes when a replica has once had all that was committed before it
+// was opened: until then the broker isn't ready, so that whoever restarts brokers
+// one after another waits for it.
+func (k *carrier) catchUp(s *slot, p *partition.Partition) {
+	if s.alone() {
+		s.current.Store(true) // what it has is all there is
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, stampWait)
-	defer cancel()
-	look := time.NewTicker(readyLook / 4)
-	defer look.Stop()
-	for !p.Leading() {
+	for k.b.carryCtx.Err() == nil && s.partition.Load() == p {
 		select {
-		case <-look.C:
-		case <-ctx.Done():
+		case k.b.catchRoom <- struct{}{}:
+		case <-k.b.carryCtx.Done():
 			return
 		}
-	}
-	if p.Status().Barrier > 0 { // it was in the log, above the checkpoint
-		return
-	}
-	if err := p.Barrier(ctx, n); err != nil {
-		k.b.c.Logger.Warn().Err(err).Uint64("epoch", n).Msg("partition could not be stamped with its epoch")
+		ctx, cancel := context.WithTimeout(k.b.carryCtx, catchUpTry)
+		err := p.Log().Barrier(ctx)
+		cancel()
+		<-k.b.catchRoom
+		if err == nil {
+			s.current.Store(true)
+			k.b.ready.kick()
+			return
+		}
+		pause := time.NewTimer(catchUpPause)
+		select {
+		case <-pause.C:
+		case <-k.b.carryCtx.Done():
+		}
+		pause.Stop()
 	}
 }
+
+const (
+	catchUpTry   = 2 * time.Second
+	catchUpPause = 50 * time.Millisecond
+)
 
 // closeGone closes partitions that no live topic has here. Their data stays.
 func (k *carrier) closeGone(c *config.Config) {
@@ -240,7 +313,7 @@ func closeSlots(b *Broker, slots []*slot) {
 			if err := p.Close(); err != nil {
 				b.c.Logger.Warn().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("partition did not close cleanly")
 			}
-			s.leader.Store(0)
+			b.leaders.lost(s.shard)
 		})
 	}
 	wg.Wait()
@@ -256,17 +329,25 @@ func (k *carrier) purge(ctx context.Context, c *config.Config) error {
 		if !t.Purge {
 			continue
 		}
-		if err := k.purgeTopic(ctx, t); err != nil {
-			errs = append(errs, fmt.Errorf("purge topic %s: %w", t.Name, err))
-			continue
+		if !k.hasPurged(t.ID) {
+			if err := k.purgeTopic(ctx, t); err != nil {
+				errs = append(errs, fmt.Errorf("purge topic %s: %w", t.Name, err))
+				continue
+			}
+			k.notePurged(t.ID)
 		}
 		done = append(done, t.ID)
 	}
-	if len(done) == 0 {
+	// One broker has the topics forgotten, when all have deleted their data.
+	if len(done) == 0 || k.b.epochs.Leader() != k.b.id.BrokerID {
 		return errors.Join(errs...)
 	}
-	// With more brokers each has to say that it is done; here this one is all.
-	_, err := k.b.epochs.Propose(ctx, func(next *config.Config) error {
+	if done = k.b.purgedEverywhere(ctx, c, done); len(done) == 0 {
+		return errors.Join(errs...)
+	}
+	limited, cancel := context.WithTimeout(ctx, purgeProposal)
+	defer cancel()
+	_, err := k.b.epochs.Propose(limited, func(next *config.Config) error {
 		kept := next.Topics[:0]
 		removed := 0
 		for _, t := range next.Topics {
@@ -287,6 +368,18 @@ func (k *carrier) purge(ctx context.Context, c *config.Config) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func (k *carrier) hasPurged(topic uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.purged[topic]
+}
+
+func (k *carrier) notePurged(topic uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.purged[topic] = true
 }
 
 func (k *carrier) purgeTopic(ctx context.Context, t *config.Topic) error {
@@ -326,10 +419,12 @@ func (k *carrier) expire(ctx context.Context, c *config.Config) {
 	for i := range c.Topics {
 		any = any || due(&c.Topics[i])
 	}
-	if !any || ctx.Err() != nil {
+	if !any || ctx.Err() != nil || k.b.epochs.Leader() != k.b.id.BrokerID {
 		return
 	}
-	_, err := k.b.epochs.Propose(ctx, func(next *config.Config) error {
+	limited, cancel := context.WithTimeout(ctx, purgeProposal)
+	defer cancel()
+	_, err := k.b.epochs.Propose(limited, func(next *config.Config) error {
 		n := 0
 		for i := range next.Topics {
 			if due(&next.Topics[i]) {
@@ -372,6 +467,7 @@ func (k *carrier) closeAll() {
 		all = append(all, s)
 	}
 	closeSlots(k.b, all)
+	k.wg.Wait()
 }
 
 func contains(ids []uint64, id uint64) bool {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -29,6 +30,9 @@ const (
 	DefaultFreeSpaceFloor = 1 << 30
 	DefaultDeleteGrace    = 24 * time.Hour
 	DefaultDrainTime      = 5 * time.Second
+	DefaultRaftTick       = 50 * time.Millisecond
+	DefaultElectionTicks  = 10
+	DefaultReturnAfter    = 5 * time.Second
 
 	maxWeight = 10_000
 )
@@ -45,13 +49,25 @@ type Config struct {
 
 	Listen     string // clients
 	HTTP       string // health, metrics, read-only JSON; "off" for none
-	PeerListen string // other brokers: taken and checked, not listened on before there is a cluster
+	PeerListen string // other brokers of the cluster; a lone broker has none and doesn't listen there
 	RaftListen string
 
 	// What others dial, host:port, where it differs from the listeners.
 	AdvertiseClient string
 	AdvertisePeer   string
 	AdvertiseRaft   string
+
+	// InitialCluster lists the brokers that form a cluster together, this one
+	// among them: name=host:port, separated by commas, with their peer addresses.
+	// Each of them is given the same list. Once the cluster stands its epochs
+	// count, and the list is only compared with them. Empty: a cluster of one.
+	InitialCluster string
+	// Secret that all brokers of the cluster share. SecretFile names a file with
+	// it instead. It, or PeerTLS, is needed where a peer or Raft address isn't
+	// loopback.
+	Secret     []byte
+	SecretFile string
+	PeerTLS    PeerTLS
 
 	Rack   string
 	Weight int
@@ -93,7 +109,19 @@ type Config struct {
 	// CheckpointEvery and RetentionEvery replace the partitions' defaults.
 	CheckpointEvery time.Duration
 	RetentionEvery  time.Duration
-	Limits          Limits
+	// Dial opens connections to other brokers' peer and Raft addresses; default
+	// TCP. Tests cut links with it.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// OnListen is told the addresses before anybody is dialled.
+	OnListen func(Addresses)
+	// RaftTick and ElectionTicks: a follower that hears nothing of its leader
+	// campaigns after one to two times their product. See docs/adr/0081.
+	RaftTick      time.Duration
+	ElectionTicks int
+	// ReturnAfter is for how long a partition's preferred leader must have been
+	// in sync before it gets the leadership back; default 5 s.
+	ReturnAfter time.Duration
+	Limits      Limits
 }
 
 // Limits of what a broker does at once.
@@ -118,14 +146,27 @@ type HostConfig struct {
 	Cluster string // the cluster's id
 	// Resolve tells where a replica is now, by the newest epoch.
 	Resolve func(shard, replica uint64) (address string, ok bool)
-	Memory  int64 // Config.MemoryLimit
-	Logger  zerolog.Logger
-	OnFatal func(error)
+	// Listener is open on Listen. The host owns it.
+	Listener net.Listener
+	Dial     func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
+	Secret   []byte                                                      // of the cluster; nil: none
+	TLS      *tls.Config                                                 // mutual, for both sides; nil: none
+	Tick     time.Duration
+	Election int   // ticks
+	Memory   int64 // Config.MemoryLimit
+	Logger   zerolog.Logger
+	OnFatal  func(error)
 }
 
 // TLS names PEM files. With a client CA, clients must show a certificate.
 type TLS struct {
 	Cert, Key, ClientCA string
+}
+
+// PeerTLS names PEM files for mutual TLS between brokers: each shows Cert and
+// verifies the others' by CA.
+type PeerTLS struct {
+	Cert, Key, CA string
 }
 
 // ConfigError says which key of a Config is wrong, with its value and what is
@@ -175,6 +216,15 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.PurgeEvery == 0 {
 		c.PurgeEvery = time.Minute
+	}
+	if c.RaftTick == 0 {
+		c.RaftTick = DefaultRaftTick
+	}
+	if c.ElectionTicks == 0 {
+		c.ElectionTicks = DefaultElectionTicks
+	}
+	if c.ReturnAfter == 0 {
+		c.ReturnAfter = DefaultReturnAfter
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -246,8 +296,15 @@ func (c *Config) check() error {
 		return bad("tls-cert", c.TLS.Cert, "tls-cert and tls-key go together")
 	case c.TLS.ClientCA != "" && c.TLS.Cert == "":
 		return bad("tls-client-ca", c.TLS.ClientCA, "it needs tls-cert and tls-key")
+	case (c.PeerTLS.Cert == "") != (c.PeerTLS.Key == "") || (c.PeerTLS.Cert == "") != (c.PeerTLS.CA == ""):
+		return bad("peer-tls-cert", c.PeerTLS.Cert, "peer-tls-cert, peer-tls-key and peer-tls-ca go together: peers verify one another")
+	case len(c.Secret) > 0 && c.SecretFile != "":
+		return bad("cluster-secret-file", c.SecretFile, "a secret was given as well")
 	case len(c.Rack) > 256:
 		return bad("rack", c.Rack, "allowed are up to 256 bytes")
+	}
+	if _, err := c.initial(); err != nil {
+		return err
 	}
 	for _, name := range storage.Engines() {
 		if name == c.Engine {

@@ -124,9 +124,9 @@ func TestRetention(t *testing.T) {
 		t.Errorf("%d records, %v", len(all), err)
 	}
 	// A changed limit counts at once.
+	before := start()
 	if err := brokertest.Call(nc, wire.APITopicAlter, wire.TopicAlter{Name: "t", Config: map[string]string{"max_records": "1"}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	before := start()
 	brokertest.Eventually(t, "the log is trimmed further", func() bool { return start() > before })
 }

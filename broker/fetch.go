@@ -33,6 +33,16 @@ func (s *session) fetch(m *interest.Message, rest []byte) {
 	if len(m.Reply) == 0 {
 		return // nobody to answer
 	}
+	t, number, werr := s.target(rest)
+	if werr != nil {
+		s.b.refuseFetch(m.Reply, werr)
+		return
+	}
+	s.fetchFrom(t, number, m)
+}
+
+// fetchFrom takes a fetch from a partition, or hands it to the partition's leader.
+func (s *session) fetchFrom(t *topic, number int32, m *interest.Message) {
 	var q wire.FetchRequest
 	if len(m.Payload) > 0 {
 		if err := json.Unmarshal(m.Payload, &q); err != nil {
@@ -44,31 +54,45 @@ func (s *session) fetch(m *interest.Message, rest []byte) {
 		q.MaxBytes = wire.MaxFetch
 	}
 	q.MaxWaitMS = min(max(q.MaxWaitMS, 0), wire.MaxFetchWaitMS)
-	t, number, werr := s.target(rest)
-	if werr == nil && q.Offset < 0 {
-		werr = badRequest("offset %d: allowed are 0 and more", q.Offset)
+	if q.Offset < 0 {
+		s.b.refuseFetch(m.Reply, badRequest("offset %d: allowed are 0 and more", q.Offset))
+		return
 	}
-	var p *partition.Partition
-	if werr == nil {
-		p, werr = s.partition(t, number)
+	p, to := s.b.leader(t.parts[number], s.hop)
+	if to != 0 && s.b.peers.mesh.Forward(to, t.name, number, m) == nil {
+		return
 	}
-	if werr == nil {
-		werr = s.admitFetch()
-	}
-	if werr != nil {
+	if werr := s.admitFetch(); werr != nil {
 		s.b.refuseFetch(m.Reply, werr)
 		return
 	}
-	reply := bytes.Clone(m.Reply)
+	if p != nil {
+		reply := bytes.Clone(m.Reply)
+		s.wg.Go(func() {
+			defer s.leaveFetch()
+			s.b.answerFetch(s.ctx, p, q, reply)
+		})
+		return
+	}
+	// Nobody leads, or the leader can't be reached: that is waited for aside.
+	kept := interest.Message{Subject: bytes.Clone(m.Subject), Reply: bytes.Clone(m.Reply), Payload: bytes.Clone(m.Payload)}
 	s.wg.Go(func() {
 		defer s.leaveFetch()
-		s.b.answerFetch(s.ctx, p, q, reply)
+		p, done, werr := s.b.reach(s.ctx, t, number, &kept, s.hop)
+		switch {
+		case werr != nil:
+			if s.ctx.Err() == nil {
+				s.b.refuseFetch(kept.Reply, werr)
+			}
+		case !done:
+			s.b.answerFetch(s.ctx, p, q, kept.Reply)
+		}
 	})
 }
 
 func (s *session) admitFetch() *wire.Error {
 	lim := &s.b.c.Limits
-	if n := s.fetches.Add(1); int(n) > lim.FetchesPerSession {
+	if n := s.fetches.Add(1); int(n) > lim.FetchesPerSession && !s.hop {
 		s.fetches.Add(-1)
 		return busy("this connection has %d fetches under way, at most %d are allowed", n-1, lim.FetchesPerSession)
 	}

@@ -16,12 +16,16 @@ import (
 const dataFormat = 1
 
 // identity is what the file `id` says: whose data directory this is. It is
-// written once, before anything else, and never changes.
+// written once, before anything else, and never changes, but for the ids
+// that several brokers agree on when they form a cluster.
 type identity struct {
 	Format      int    `json:"format"`
 	ClusterID   string `json:"cluster_id"`
 	BrokerID    uint64 `json:"broker_id"`
 	Incarnation string `json:"incarnation"`
+	// Peers says that the broker began as one of several: the cluster's id and
+	// its own are missing until they have formed a cluster.
+	Peers bool `json:"peers,omitempty"`
 }
 
 // idFile is the identity with a checksum, so that a damaged file is not taken
@@ -40,7 +44,8 @@ func (id identity) checksum() string {
 }
 
 // loadIdentity reads DIR/id, or makes a new one in an empty directory.
-func loadIdentity(dir string) (identity, error) {
+// peers says that it is to form a cluster with others.
+func loadIdentity(dir string, peers bool) (identity, error) {
 	path := filepath.Join(dir, "id")
 	b, err := os.ReadFile(path)
 	switch {
@@ -51,7 +56,11 @@ func loadIdentity(dir string) (identity, error) {
 					"restore that file, or give an empty directory", dir, name, path)
 			}
 		}
-		return newIdentity(dir, path)
+		id := identity{Format: dataFormat, ClusterID: randomID(), BrokerID: 1, Incarnation: randomID()}
+		if peers {
+			id.ClusterID, id.BrokerID, id.Peers = "", 0, true
+		}
+		return id, id.save(dir)
 	case err != nil:
 		return identity{}, fmt.Errorf("read identity: %w", err)
 	}
@@ -68,7 +77,7 @@ func loadIdentity(dir string) (identity, error) {
 		return identity{}, fmt.Errorf("identity file %s has format %d: this is no data directory of Parley", path, f.Format)
 	case f.Checksum != f.identity.checksum():
 		return identity{}, fmt.Errorf("identity file %s is damaged: its checksum is %s, its content says %s", path, f.Checksum, f.identity.checksum())
-	case f.Incarnation == "" || f.BrokerID == 0:
+	case f.Incarnation == "" || f.BrokerID == 0 && !(f.Peers && f.ClusterID == ""):
 		return identity{}, fmt.Errorf("identity file %s names no broker", path)
 	}
 	if isEmpty(filepath.Join(dir, epochsDir)) && !(isEmpty(filepath.Join(dir, raftDir)) && isEmpty(filepath.Join(dir, logDir))) {
@@ -77,16 +86,16 @@ func loadIdentity(dir string) (identity, error) {
 	return f.identity, nil
 }
 
-func newIdentity(dir, path string) (identity, error) {
-	id := identity{Format: dataFormat, ClusterID: randomID(), BrokerID: 1, Incarnation: randomID()}
+// save writes DIR/id.
+func (id identity) save(dir string) error {
 	b, err := json.MarshalIndent(idFile{id, id.checksum()}, "", "  ")
 	if err != nil {
-		return identity{}, fmt.Errorf("encode identity: %w", err)
+		return fmt.Errorf("encode identity: %w", err)
 	}
-	if err := writeDurably(dir, path, append(b, '\n')); err != nil {
-		return identity{}, fmt.Errorf("write identity: %w", err)
+	if err := writeDurably(dir, filepath.Join(dir, "id"), append(b, '\n')); err != nil {
+		return fmt.Errorf("write identity: %w", err)
 	}
-	return id, nil
+	return nil
 }
 
 // writeDurably makes path hold b or not exist, whatever happens.

@@ -13,15 +13,13 @@ import (
 
 const defaultEngine = "badger"
 
-// addressed is a host that tells where it listens.
-type addressed interface{ Address() string }
-
 // figured is a part that reports figures for the metrics.
 type figured interface{ Figures() map[string]float64 }
 
 func openRaft(c HostConfig) (replication.Host, error) {
 	rc := raft.Config{
-		Dir: c.Dir, Listen: c.Listen, Resolve: c.Resolve, Deployment: deployment(c.Cluster),
+		Dir: c.Dir, Listen: c.Listen, Listener: c.Listener, Dial: c.Dial, Secret: c.Secret, TLS: c.TLS,
+		Tick: c.Tick, ElectionTicks: uint64(max(c.Election, 0)), Resolve: c.Resolve, Deployment: deployment(c.Cluster),
 		Logger: c.Logger, OnFatal: c.OnFatal,
 	}
 	if c.Memory > 0 {

@@ -55,17 +55,25 @@ func (b *Broker) watchReady(ctx context.Context) {
 
 // notReady says what is missing, or "". It remembers in led who has led.
 func (b *Broker) notReady(led map[*slot]bool) string {
+	if why := b.waiting.Load(); why != nil {
+		return *why
+	}
 	if !b.ready.listening.Load() {
 		return "listeners are not open yet"
 	}
-	missing, first := 0, ""
+	missing, behind, first := 0, 0, ""
 	for _, t := range b.routes.Load().byID {
 		for _, s := range t.parts {
 			if !s.local || led[s] || s.problem.Load() != nil {
 				continue
 			}
-			if p := s.partition.Load(); p != nil && p.Leading() {
-				led[s] = true
+			p := s.partition.Load()
+			if p != nil && (p.Leading() || s.lead.load().broker != b.id.BrokerID && s.lead.load().broker != 0) {
+				if s.current.Load() {
+					led[s] = true
+				} else {
+					behind++
+				}
 				continue
 			}
 			if missing == 0 {
@@ -76,6 +84,9 @@ func (b *Broker) notReady(led map[*slot]bool) string {
 	}
 	if missing > 0 {
 		return fmt.Sprintf("%d partitions wait for a leader, %s among them", missing, first)
+	}
+	if behind > 0 {
+		return fmt.Sprintf("%d replicas catch up with their leaders", behind)
 	}
 	return ""
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/broker/interest"
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/replication/epoch"
@@ -86,86 +85,4 @@ func (s *session) autoCreate(m *interest.Message) *topic {
 		return nil
 	}
 	return s.lookup(m.Subject)
-}
-
-// runtime is what the API needs to know of this broker.
-type runtime struct{ b *Broker }
-
-var _ api.Runtime = runtime{}
-
-func (r runtime) slot(topic uint64, number int32) *slot {
-	t := r.b.routes.Load().byID[topic]
-	if t == nil || int(number) >= len(t.parts) {
-		return nil
-	}
-	return t.parts[number]
-}
-
-// Partition implements api.Runtime.
-func (r runtime) Partition(topic uint64, number int32) api.PartitionStatus {
-	s := r.slot(topic, number)
-	if s == nil {
-		return api.PartitionStatus{Problem: "this broker has not carried out the newest epoch yet"}
-	}
-	st := api.PartitionStatus{Problem: s.problemText()}
-	p := s.partition.Load()
-	if p == nil {
-		return st
-	}
-	ps := p.Status()
-	st.Term, st.Start, st.Next, st.Bytes, st.Problem = ps.Term, ps.Start, ps.Next, ps.Bytes, ps.Damage
-	if ps.Leading {
-		st.Leader = r.b.id.BrokerID
-		st.InSync = []uint64{r.b.id.BrokerID}
-	}
-	return st
-}
-
-// OffsetAt implements api.Runtime.
-func (r runtime) OffsetAt(_ context.Context, topic uint64, number int32, timeMS int64) (int64, error) {
-	s := r.slot(topic, number)
-	if s == nil {
-		return 0, notHere("", number, "the epoch is being carried out")
-	}
-	p := s.partition.Load()
-	if p == nil {
-		return 0, s.refusal()
-	}
-	off, err := p.OffsetAt(timeMS)
-	if err != nil {
-		e := wireError(err)
-		e.Outcome = ""
-		return 0, e
-	}
-	return off, nil
-}
-
-// Carried implements api.Runtime: it waits until the partitions lead as well,
-// so that a topic can be published to when its creation is reported.
-func (r runtime) Carried(ctx context.Context, n uint64) {
-	if !r.b.carrier.wait(ctx, n) {
-		return
-	}
-	led := map[*slot]bool{}
-	look := time.NewTicker(readyLook / 4)
-	defer look.Stop()
-	for r.b.notReady(led) != "" {
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// Problems implements api.Runtime.
-func (r runtime) Problems() []string {
-	var out []string
-	if r.b.space.Full() {
-		out = append(out, "free disk space is below the floor: publishes are refused")
-	}
-	if why := r.b.NotReady(); why != "" {
-		out = append(out, "broker "+r.b.c.Name+": "+why)
-	}
-	return out
 }

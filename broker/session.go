@@ -44,6 +44,7 @@ type session struct {
 	burstMS, burstTick int64
 
 	awaited bool // the broker's start was waited for
+	hop     bool // another broker forwards what comes here: it isn't forwarded again
 
 	fetches atomic.Int32 // under way; any goroutine
 }
@@ -69,7 +70,7 @@ func (s *session) Publish(m *interest.Message) protocol.Disposition {
 			return protocol.NotTaken
 		}
 	}
-	if err := s.publish(t, m); err != nil {
+	if err := s.publish(t, -1, m); err != nil {
 		s.b.acks.refuse(m.Reply, err)
 	}
 	return protocol.Taken
@@ -95,7 +96,9 @@ func (s *session) lookup(subject []byte) *topic {
 	return t
 }
 
-func (s *session) publish(t *topic, m *interest.Message) *wire.Error {
+// publish takes one record for a partition, or, when that is -1, for the one that
+// headers, key or turn choose.
+func (s *session) publish(t *topic, to int32, m *interest.Message) *wire.Error {
 	if s.burstTick == 0 {
 		s.burstMS, s.burstTick = s.b.c.Clock().UnixMilli(), s.b.acks.now()
 	}
@@ -116,11 +119,14 @@ func (s *session) publish(t *topic, m *interest.Message) *wire.Error {
 	if err := s.checkSize(t); err != nil {
 		return err
 	}
+	if to >= 0 {
+		number = to
+	}
 	if number < 0 {
 		number = s.choose(t)
 	}
-	part, err := s.partition(t, number)
-	if err != nil {
+	part, done, err := s.reach(t, number, m)
+	if err != nil || done {
 		return err
 	}
 	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
@@ -216,20 +222,6 @@ func (s *session) choose(t *topic) int32 {
 	return int32(s.turn % uint32(n))
 }
 
-// partition returns the open partition of that number.
-func (s *session) partition(t *topic, number int32) (*partition.Partition, *wire.Error) {
-	slot := t.parts[number]
-	p := slot.partition.Load()
-	if p == nil || !p.Leading() && !s.b.ready.ready.Load() {
-		s.awaitStart()
-		p = slot.partition.Load()
-	}
-	if p != nil {
-		return p, nil
-	}
-	return nil, slot.refusal()
-}
-
 // startWait is how long a session's first publish to a partition that isn't
 // open yet waits for a broker that has just started.
 const startWait = 2 * time.Second
@@ -291,12 +283,16 @@ func (s *session) Close() {
 // publishBatch takes a batch that an SDK built, sent to
 // $PARLEY.PUB.<topic>.<partition>.
 func (s *session) publishBatch(m *interest.Message, rest []byte) *wire.Error {
-	if s.burstTick == 0 {
-		s.burstMS, s.burstTick = s.b.c.Clock().UnixMilli(), s.b.acks.now()
-	}
 	t, number, err := s.target(rest)
 	if err != nil {
 		return err
+	}
+	return s.batch(t, number, m)
+}
+
+func (s *session) batch(t *topic, number int32, m *interest.Message) *wire.Error {
+	if s.burstTick == 0 {
+		s.burstMS, s.burstTick = s.b.c.Clock().UnixMilli(), s.b.acks.now()
 	}
 	expect := int64(-1)
 	for block := headerLines(m.Header); ; {
@@ -310,8 +306,8 @@ func (s *session) publishBatch(m *interest.Message, rest []byte) *wire.Error {
 			}
 		}
 	}
-	part, err := s.partition(t, number)
-	if err != nil {
+	part, done, err := s.reach(t, number, m)
+	if err != nil || done {
 		return err
 	}
 	// The partition checks every batch against the broker's limits. Only a

@@ -19,6 +19,7 @@ type routes struct {
 	bindings interest.Bindings[*topic]
 	byName   map[string]*topic
 	byID     map[uint64]*topic
+	byShard  map[uint64]*slot
 }
 
 // topic is a live topic as sessions see it.
@@ -40,15 +41,33 @@ type slot struct {
 	replica config.Replica
 	local   bool
 
+	lead    *lead // who leads
+	members atomic.Pointer[[]config.Replica]
+
 	// partition is nil while it is not open.
 	partition atomic.Pointer[partition.Partition]
-	// problem says why it isn't open.
+	// problem says why it isn't open, or what is wrong with it.
 	problem atomic.Pointer[wire.Error]
-	// leader is the broker that leads, 0 while there is none.
-	leader atomic.Uint64
+	// concern is the newest epoch that this broker saw change the partition: its
+	// leader commits a barrier with it. 0: none, since the start.
+	concern atomic.Uint64
+	// current: this replica has been up to date once since it was opened.
+	current  atomic.Bool
+	progress progress
 
 	retention partition.Retention // of the carrier's goroutine alone
 }
+
+// replicas of the partition, the preferred leader's first.
+func (s *slot) replicas() []config.Replica {
+	if m := s.members.Load(); m != nil {
+		return *m
+	}
+	return nil
+}
+
+// alone: there is no other replica.
+func (s *slot) alone() bool { return len(s.replicas()) <= 1 }
 
 // fail notes why the partition could not be opened. Damage is no matter of trying
 // again.
@@ -80,7 +99,7 @@ func (s *slot) problemText() string {
 // newRoutes makes the routes of an epoch. Slots are kept from one epoch to the
 // next by replica id: slotOf returns the one of a partition.
 func newRoutes(c *config.Config, slotOf func(t *config.Topic, number int32) *slot) (*routes, error) {
-	r := &routes{config: c, byName: map[string]*topic{}, byID: map[uint64]*topic{}}
+	r := &routes{config: c, byName: map[string]*topic{}, byID: map[uint64]*topic{}, byShard: map[uint64]*slot{}}
 	for i := range c.Topics {
 		ct := &c.Topics[i]
 		if !ct.Live() {
@@ -93,6 +112,7 @@ func newRoutes(c *config.Config, slotOf func(t *config.Topic, number int32) *slo
 		t := &topic{id: ct.ID, name: ct.Name, config: parsed, parts: make([]*slot, len(ct.Partitions))}
 		for n := range ct.Partitions {
 			t.parts[n] = slotOf(ct, int32(n))
+			r.byShard[t.parts[n].shard] = t.parts[n]
 		}
 		r.byName[t.name], r.byID[t.id] = t, t
 		for _, s := range ct.Subjects {

@@ -8,12 +8,13 @@
 //	/v1/topics           ?after= &limit= &deleted=true
 //	/v1/topics/NAME
 //	/v1/partitions       of all topics
-//	/v1/cluster          /v1/health  /v1/brokers
+//	/v1/cluster          /v1/health  /v1/brokers  /v1/brokers/NAME
 //	/v1/epochs           ?after= &limit=      /v1/epochs/N
 //	/debug/pprof/        where it is switched on
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/pprof"
@@ -70,10 +71,13 @@ func New(o Options) http.Handler {
 	v1("topics/{name}", func(r *http.Request) (any, error) {
 		return h.TopicDescribe(r.Context(), wire.NameRequest{Name: r.PathValue("name")})
 	})
-	v1("partitions", func(r *http.Request) (any, error) { return partitions(h), nil })
+	v1("partitions", func(r *http.Request) (any, error) { return partitions(r.Context(), h), nil })
 	v1("cluster", func(r *http.Request) (any, error) { return h.ClusterStatus(r.Context(), api.None{}) })
 	v1("health", func(r *http.Request) (any, error) { return h.ClusterHealth(r.Context(), api.None{}) })
 	v1("brokers", func(r *http.Request) (any, error) { return h.BrokerList(r.Context(), api.None{}) })
+	v1("brokers/{name}", func(r *http.Request) (any, error) {
+		return h.BrokerDescribe(r.Context(), wire.NameRequest{Name: r.PathValue("name")})
+	})
 	v1("epochs", func(r *http.Request) (any, error) {
 		q, err := listRequest(r)
 		if err != nil {
@@ -104,7 +108,7 @@ type Partitions struct {
 	Epoch      uint64                      `json:"epoch"`
 }
 
-func partitions(h *api.Handlers) Partitions {
+func partitions(ctx context.Context, h *api.Handlers) Partitions {
 	c := h.Store.Current()
 	res := Partitions{Partitions: []wire.PartitionDescription{}, Epoch: c.Epoch}
 	for i := range c.Topics {
@@ -112,7 +116,7 @@ func partitions(h *api.Handlers) Partitions {
 		if !t.Live() {
 			continue
 		}
-		for _, p := range h.Partitions(c, t) {
+		for _, p := range h.Partitions(ctx, c, t) {
 			p.Topic = t.Name
 			res.Partitions = append(res.Partitions, p)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/placement"
 	"github.com/parleymq/parley/replication/epoch"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
@@ -21,31 +22,56 @@ import (
 const (
 	MaxRequest = 256 << 10 // bytes of a request's body
 	MaxPage    = 256       // items of one page
+	MaxParts   = 1024      // partitions of one page
 	maxNames   = 1024      // topics in one metadata request
 )
 
 // Runtime is what a broker knows beyond the epochs.
 type Runtime interface {
-	// Partition tells how a partition does, as far as this broker knows.
-	Partition(topic uint64, number int32) PartitionStatus
-	// OffsetAt finds an offset by log time: *wire.Error when it can't.
-	OffsetAt(ctx context.Context, topic uint64, number int32, timeMS int64) (int64, error)
-	// Carried waits until this broker has carried out the epoch, so that what it
+	// Partitions tells how partitions do, as their leaders say: the result is in
+	// the order of the question. Leaders are asked at the same time, for a
+	// bounded time each; where one gives no answer, Problem says so.
+	Partitions(ctx context.Context, parts []Part) []PartitionStatus
+	// Leader is the broker that leads a partition as far as this one knows, 0
+	// while there is none.
+	Leader(topic uint64, number int32) uint64
+	// Bounds asks a partition's leader for the first and the next offset, and, with
+	// timeMS, for an offset by log time: *wire.Error when it can't.
+	Bounds(ctx context.Context, topic uint64, number int32, timeMS *int64) (wire.OffsetResponse, error)
+	// Carried waits until the brokers have carried out the epoch, so that what it
 	// created can be used; it gives up quietly when ctx ends.
 	Carried(ctx context.Context, epoch uint64)
+	// Transfer moves a partition's leadership to a broker that has a replica.
+	Transfer(ctx context.Context, topic uint64, number int32, to uint64) error
+	// Reach tells how this broker reaches another one, or itself.
+	Reach(broker uint64) Reach
 	// Problems lists what is wrong with this broker itself.
 	Problems() []string
 }
 
+// Part names a partition by its topic's id.
+type Part struct {
+	Topic  uint64
+	Number int32
+}
+
+// Reach of another broker.
+type Reach struct {
+	Up      bool
+	RTT     time.Duration
+	Version string // "" while unknown
+	Problem string
+}
+
 // PartitionStatus of one partition.
 type PartitionStatus struct {
-	Leader  uint64 // broker id, 0 while there is none
-	Term    uint64
-	InSync  []uint64 // broker ids
-	Start   int64
-	Next    int64
-	Bytes   int64
-	Problem string
+	Leader  uint64   `json:"leader"` // broker id, 0 while there is none
+	Term    uint64   `json:"term"`
+	InSync  []uint64 `json:"in_sync"` // broker ids
+	Start   int64    `json:"start"`
+	Next    int64    `json:"next"`
+	Bytes   int64    `json:"bytes"`
+	Problem string   `json:"problem,omitempty"`
 }
 
 // Handlers answer requests from one broker's view.
@@ -62,19 +88,23 @@ type Handlers struct {
 type handler func(h *Handlers, ctx context.Context, req []byte) (any, error)
 
 var requests = map[string]handler{
-	wire.APITopicCreate:   with((*Handlers).TopicCreate),
-	wire.APITopicList:     with((*Handlers).TopicList),
-	wire.APITopicDescribe: with((*Handlers).TopicDescribe),
-	wire.APITopicAlter:    with((*Handlers).TopicAlter),
-	wire.APITopicDelete:   with((*Handlers).TopicDelete),
-	wire.APITopicRestore:  with((*Handlers).TopicRestore),
-	wire.APIMetadata:      with((*Handlers).Metadata),
-	wire.APIOffset:        with((*Handlers).Offset),
-	wire.APIClusterStatus: with((*Handlers).ClusterStatus),
-	wire.APIClusterHealth: with((*Handlers).ClusterHealth),
-	wire.APIBrokerList:    with((*Handlers).BrokerList),
-	wire.APIEpochShow:     with((*Handlers).EpochShow),
-	wire.APIEpochList:     with((*Handlers).EpochList),
+	wire.APITopicCreate:       with((*Handlers).TopicCreate),
+	wire.APITopicList:         with((*Handlers).TopicList),
+	wire.APITopicDescribe:     with((*Handlers).TopicDescribe),
+	wire.APITopicAlter:        with((*Handlers).TopicAlter),
+	wire.APITopicDelete:       with((*Handlers).TopicDelete),
+	wire.APITopicRestore:      with((*Handlers).TopicRestore),
+	wire.APIMetadata:          with((*Handlers).Metadata),
+	wire.APIOffset:            with((*Handlers).Offset),
+	wire.APIClusterStatus:     with((*Handlers).ClusterStatus),
+	wire.APIClusterHealth:     with((*Handlers).ClusterHealth),
+	wire.APIBrokerList:        with((*Handlers).BrokerList),
+	wire.APIBrokerDescribe:    with((*Handlers).BrokerDescribe),
+	wire.APIPartitionList:     with((*Handlers).PartitionList),
+	wire.APIPartitionDescribe: with((*Handlers).PartitionDescribe),
+	wire.APIPartitionTransfer: with((*Handlers).PartitionTransfer),
+	wire.APIEpochShow:         with((*Handlers).EpochShow),
+	wire.APIEpochList:         with((*Handlers).EpochList),
 }
 
 // None is the request of a subject that asks for nothing in particular.
@@ -143,6 +173,10 @@ func AsError(err error) *wire.Error {
 		return failf(400, wire.ReasonInvalidConfig, "%v", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return retriable(504, wire.ReasonTimeout, "the broker did not finish in time: %v", err)
+	case errors.Is(err, placement.ErrNoBroker):
+		return failf(400, wire.ReasonInvalidConfig, "%v", err)
+	case errors.Is(err, epoch.ErrNotNamed):
+		return retriable(503, wire.ReasonUnavailable, "%v", err)
 	case errors.Is(err, epoch.ErrClosed):
 		return retriable(503, wire.ReasonUnavailable, "the broker is stopping")
 	}

@@ -20,12 +20,27 @@ import (
 // records.
 type still struct{ leader uint64 }
 
-func (s still) Partition(uint64, int32) PartitionStatus {
-	return PartitionStatus{Leader: s.leader, Term: 1, InSync: []uint64{1}, Next: 10}
+func (s still) Partitions(_ context.Context, parts []Part) []PartitionStatus {
+	all := make([]PartitionStatus, len(parts))
+	for i := range all {
+		all[i] = PartitionStatus{Leader: s.leader, Term: 1, InSync: []uint64{1}, Next: 10}
+	}
+	return all
 }
-func (still) OffsetAt(context.Context, uint64, int32, int64) (int64, error) { return 5, nil }
-func (still) Carried(context.Context, uint64)                               {}
-func (still) Problems() []string                                            { return nil }
+func (s still) Leader(uint64, int32) uint64 { return s.leader }
+func (s still) Bounds(_ context.Context, _ uint64, _ int32, timeMS *int64) (wire.OffsetResponse, error) {
+	switch {
+	case s.leader == 0:
+		return wire.OffsetResponse{}, &wire.Error{Code: 503, Reason: wire.ReasonNotLeader, Retriable: true}
+	case timeMS != nil:
+		return wire.OffsetResponse{Offset: 5, Next: 10}, nil
+	}
+	return wire.OffsetResponse{Offset: 10, Next: 10}, nil
+}
+func (still) Carried(context.Context, uint64)                       {}
+func (still) Transfer(context.Context, uint64, int32, uint64) error { return nil }
+func (still) Reach(uint64) Reach                                    { return Reach{Up: true} }
+func (still) Problems() []string                                    { return nil }
 
 func handlers(t testing.TB, brokers int) *Handlers {
 	t.Helper()

@@ -13,18 +13,19 @@ import (
 )
 
 // ClusterStatus is the cluster at a glance.
-func (h *Handlers) ClusterStatus(context.Context, None) (wire.ClusterStatus, error) {
+func (h *Handlers) ClusterStatus(ctx context.Context, _ None) (wire.ClusterStatus, error) {
 	c := h.Store.Current()
-	s := wire.ClusterStatus{ClusterID: c.ClusterID, Epoch: c.Epoch, Council: council(c, c.Council), Brokers: h.brokers(c)}
-	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
+	all := h.look(ctx, c)
+	s := wire.ClusterStatus{ClusterID: c.ClusterID, Epoch: c.Epoch, Council: council(c, c.Council), Brokers: h.brokers(c, all)}
+	for _, p := range all {
 		s.Partitions++
-		if st.Leader == 0 {
+		if p.Leader == 0 {
 			s.Leaderless++
 		}
-		if len(st.InSync) < len(t.Partitions[n].Replicas) {
+		if len(p.InSync) < len(p.replicas()) {
 			s.UnderReplicated++
 		}
-	})
+	}
 	for i := range c.Topics {
 		if c.Topics[i].Live() {
 			s.Topics++
@@ -34,22 +35,33 @@ func (h *Handlers) ClusterStatus(context.Context, None) (wire.ClusterStatus, err
 }
 
 // ClusterHealth lists what is wrong, and what is merely unwise.
-func (h *Handlers) ClusterHealth(context.Context, None) (wire.ClusterHealth, error) {
+func (h *Handlers) ClusterHealth(ctx context.Context, _ None) (wire.ClusterHealth, error) {
 	c := h.Store.Current()
 	res := wire.ClusterHealth{Problems: append([]string{}, h.Runtime.Problems()...)}
-	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
-		if len(res.Problems) >= MaxPage {
-			return
+	for i := range c.Brokers {
+		b := &c.Brokers[i]
+		if r := h.Runtime.Reach(b.ID); !r.Up && b.State != config.Dead {
+			res.Problems = append(res.Problems, fmt.Sprintf("broker %s can't be reached from here: %s", b.Name, r.Problem))
 		}
-		switch where := fmt.Sprintf("partition %s/%d", t.Name, n); {
-		case st.Problem != "":
-			res.Problems = append(res.Problems, where+": "+st.Problem)
-		case st.Leader == 0:
-			res.Problems = append(res.Problems, where+" has no leader")
-		case len(st.InSync) < len(t.Partitions[n].Replicas):
-			res.Problems = append(res.Problems, fmt.Sprintf("%s has %d of %d replicas in sync", where, len(st.InSync), len(t.Partitions[n].Replicas)))
+	}
+	if down := h.councilDown(c); 2*down >= len(c.Council) {
+		res.Problems = append(res.Problems, fmt.Sprintf("%d of %d members of the council can't be reached: topics can't be changed before a majority is back, publishing goes on",
+			down, len(c.Council)))
+	}
+	more := 0
+	for _, p := range h.look(ctx, c) {
+		text := p.problem()
+		switch {
+		case text == "":
+		case len(res.Problems) >= MaxPage:
+			more++
+		default:
+			res.Problems = append(res.Problems, text)
 		}
-	})
+	}
+	if more > 0 {
+		res.Problems = append(res.Problems, fmt.Sprintf("and %s more", plural(more, "partition")))
+	}
 	if len(c.Brokers) >= 3 {
 		for i := range c.Topics {
 			t := &c.Topics[i]
@@ -62,38 +74,67 @@ func (h *Handlers) ClusterHealth(context.Context, None) (wire.ClusterHealth, err
 	return res, nil
 }
 
-func (h *Handlers) eachPartition(c *config.Config, visit func(*config.Topic, int32, PartitionStatus)) {
-	for i := range c.Topics {
-		t := &c.Topics[i]
-		if !t.Live() {
-			continue
-		}
-		for n := range t.Partitions {
-			visit(t, int32(n), h.Runtime.Partition(t.ID, int32(n)))
+func (h *Handlers) councilDown(c *config.Config) (down int) {
+	for _, id := range c.Council {
+		if !h.Runtime.Reach(id).Up {
+			down++
 		}
 	}
+	return down
 }
 
 // BrokerList lists the brokers.
-func (h *Handlers) BrokerList(context.Context, None) (wire.BrokerList, error) {
-	return wire.BrokerList{Brokers: h.brokers(h.Store.Current())}, nil
+func (h *Handlers) BrokerList(_ context.Context, _ None) (wire.BrokerList, error) {
+	c := h.Store.Current()
+	return wire.BrokerList{Brokers: h.brokers(c, h.led(c))}, nil
 }
 
-func (h *Handlers) brokers(c *config.Config) []wire.BrokerDescription {
+// BrokerDescribe describes one broker and the partitions that it has.
+func (h *Handlers) BrokerDescribe(ctx context.Context, q wire.NameRequest) (wire.BrokerDetails, error) {
+	c := h.Store.Current()
+	b := c.BrokerNamed(q.Name)
+	if b == nil {
+		return wire.BrokerDetails{}, failf(404, wire.ReasonBadRequest, "there is no broker %q, there are %s", q.Name, brokerNames(c))
+	}
+	r := h.Runtime.Reach(b.ID)
+	d := wire.BrokerDetails{
+		Incarnation: b.Incarnation, PeerAddress: b.Addresses.Peer, RaftAddress: b.Addresses.Raft,
+		RTTMicros: r.RTT.Microseconds(), Problem: r.Problem, Epoch: c.Epoch, Partitions: []wire.PartitionDescription{},
+	}
+	for _, o := range h.brokers(c, h.led(c)) {
+		if o.Name == b.Name {
+			d.BrokerDescription = o
+		}
+	}
+	var held []live
+	for _, p := range partitions(c) {
+		if _, ok := p.topic.Partitions[p.number].On(b.ID); ok && len(held) < MaxParts {
+			held = append(held, p)
+		}
+	}
+	h.ask(ctx, held)
+	for i := range held {
+		d.Partitions = append(d.Partitions, held[i].describe(c))
+	}
+	return d, nil
+}
+
+func (h *Handlers) brokers(c *config.Config, all []live) []wire.BrokerDescription {
 	replicas, leaders := map[uint64]int{}, map[uint64]int{}
-	h.eachPartition(c, func(t *config.Topic, n int32, st PartitionStatus) {
-		for _, r := range t.Partitions[n].Replicas {
+	for i := range all {
+		for _, r := range all[i].replicas() {
 			replicas[r.Broker]++
 		}
-		if st.Leader != 0 {
-			leaders[st.Leader]++
+		if all[i].Leader != 0 {
+			leaders[all[i].Leader]++
 		}
-	})
+	}
 	out := plainBrokers(c)
 	for i := range out {
 		id := c.Brokers[i].ID
+		r := h.Runtime.Reach(id)
 		out[i].Replicas, out[i].Leaders = replicas[id], leaders[id]
-		out[i].Version = h.Version // of this broker; others tell theirs once there is a cluster
+		out[i].Reachable, out[i].Version = r.Up, r.Version
 	}
 	return out
 }

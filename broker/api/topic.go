@@ -58,35 +58,15 @@ func configOf(t *config.Topic) map[string]string {
 }
 
 // TopicDescribe describes one topic with its partitions.
-func (h *Handlers) TopicDescribe(_ context.Context, q wire.NameRequest) (wire.TopicDescription, error) {
+func (h *Handlers) TopicDescribe(ctx context.Context, q wire.NameRequest) (wire.TopicDescription, error) {
 	c := h.Store.Current()
 	t := c.Topic(q.Name)
 	if t == nil {
 		return wire.TopicDescription{}, noTopic(q.Name)
 	}
 	return wire.TopicDescription{
-		Name: t.Name, Partitions: h.Partitions(c, t), Config: configOf(t), Subjects: t.Subjects, Epoch: c.Epoch,
+		Name: t.Name, Partitions: h.Partitions(ctx, c, t), Config: configOf(t), Subjects: t.Subjects, Epoch: c.Epoch,
 	}, nil
-}
-
-// Partitions describes a topic's partitions.
-func (h *Handlers) Partitions(c *config.Config, t *config.Topic) []wire.PartitionDescription {
-	out := make([]wire.PartitionDescription, len(t.Partitions))
-	for n := range t.Partitions {
-		s := h.Runtime.Partition(t.ID, int32(n))
-		d := wire.PartitionDescription{
-			Partition: int32(n), Leader: brokerName(c, s.Leader), Term: s.Term,
-			Replicas: []string{}, InSync: []string{}, StartOffset: s.Start, NextOffset: s.Next, Bytes: s.Bytes, Problem: s.Problem,
-		}
-		for _, r := range t.Partitions[n].Replicas {
-			d.Replicas = append(d.Replicas, brokerName(c, r.Broker))
-		}
-		for _, id := range s.InSync {
-			d.InSync = append(d.InSync, brokerName(c, id))
-		}
-		out[n] = d
-	}
-	return out
 }
 
 func brokerName(c *config.Config, id uint64) string {
@@ -117,7 +97,7 @@ func (h *Handlers) Metadata(_ context.Context, q wire.MetadataRequest) (wire.Met
 			}
 			m.Key = parsed.Key.String()
 			for n := range t.Partitions {
-				m.Leaders = append(m.Leaders, brokerName(c, h.Runtime.Partition(t.ID, int32(n)).Leader))
+				m.Leaders = append(m.Leaders, brokerName(c, h.Runtime.Leader(t.ID, int32(n))))
 			}
 		}
 		res.Topics = append(res.Topics, m)
@@ -134,19 +114,7 @@ func (h *Handlers) Offset(ctx context.Context, q wire.OffsetRequest) (wire.Offse
 	if q.Partition < 0 || int(q.Partition) >= len(t.Partitions) {
 		return wire.OffsetResponse{}, NoPartition(q.Topic, int64(q.Partition), len(t.Partitions))
 	}
-	s := h.Runtime.Partition(t.ID, q.Partition)
-	if s.Leader == 0 {
-		return wire.OffsetResponse{}, retriable(503, wire.ReasonNotLeader, "partition %s/%d has no leader yet: %s", q.Topic, q.Partition, s.Problem)
-	}
-	res := wire.OffsetResponse{Offset: s.Next, Start: s.Start, Next: s.Next}
-	if q.TimeMS != nil {
-		var err error
-		if res.Offset, err = h.Runtime.OffsetAt(ctx, t.ID, q.Partition, *q.TimeMS); err != nil {
-			return wire.OffsetResponse{}, err
-		}
-		res.Next = max(res.Next, res.Offset)
-	}
-	return res, nil
+	return h.Runtime.Bounds(ctx, t.ID, q.Partition, q.TimeMS)
 }
 
 // NoPartition is the error for a partition that a topic doesn't have.

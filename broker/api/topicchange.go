@@ -39,7 +39,7 @@ func (h *Handlers) change(ctx context.Context, name string, edit func(*config.Co
 		return res, nil
 	}
 	if err != nil {
-		return wire.TopicChange{}, err
+		return wire.TopicChange{}, h.undecided(err)
 	}
 	res.Epoch = c.Epoch
 	wait, cancel := context.WithTimeout(ctx, carryWait)
@@ -63,6 +63,10 @@ func (h *Handlers) TopicCreate(ctx context.Context, q wire.TopicSpec) (wire.Topi
 		if err != nil {
 			return "", "", err
 		}
+		if down := h.down(next, active); int(replicas) > len(active)-len(down) && next.Topic(q.Name) == nil {
+			return "", "", retriable(503, wire.ReasonUnavailable, "%s can't be placed now: of %s only %d can be reached, not %s",
+				plural(int(replicas), "replica"), plural(len(active), "broker"), len(active)-len(down), strings.Join(down, ", "))
+		}
 		subjects, err := checkSubjects(q.Subjects)
 		if err != nil {
 			return "", "", err
@@ -80,7 +84,9 @@ func (h *Handlers) TopicCreate(ctx context.Context, q wire.TopicSpec) (wire.Topi
 			ID: next.TakeTopic(), Name: q.Name, Subjects: subjects,
 			Config: emptyAsNil(q.Config), CreatedAt: next.At,
 		}
-		grow(next, &t, partitions, replicas, active)
+		if err := grow(next, &t, partitions, replicas); err != nil {
+			return "", "", err
+		}
 		next.Topics = append(next.Topics, t)
 		return "created", fmt.Sprintf("%s, %s", plural(int(partitions), "partition"), plural(int(replicas), "replica")), nil
 	})
@@ -125,7 +131,12 @@ func (h *Handlers) TopicAlter(ctx context.Context, q wire.TopicAlter) (wire.Topi
 		case q.Partitions < 0 || q.Partitions > config.MaxPartitions:
 			return "", "", badPartitions(q.Partitions)
 		case q.Partitions > have:
-			grow(next, t, q.Partitions-have, replicas, active)
+			if int(replicas) > len(active) {
+				return "", "", tooMany(replicas, len(active))
+			}
+			if err := grow(next, t, q.Partitions-have, replicas); err != nil {
+				return "", "", err
+			}
 			done = append(done, fmt.Sprintf("partitions %d -> %d, keys now map anew", have, q.Partitions))
 		case q.Partitions != 0 && q.Partitions < have:
 			return "", "", failf(400, wire.ReasonInvalidConfig, "topic %s has %d partitions: it can grow, it can't shrink to %d", q.Name, have, q.Partitions)
@@ -229,26 +240,18 @@ func counts(partitions, replicas int32, brokers int) (int32, int32, error) {
 		}
 	}
 	if replicas < 1 || int(replicas) > brokers {
-		return 0, 0, failf(400, wire.ReasonInvalidConfig, "%s can't be placed on %s: each replica needs a broker of its own",
-			plural(int(replicas), "replica"), plural(brokers, "active broker"))
+		return 0, 0, tooMany(replicas, brokers)
 	}
 	return partitions, replicas, nil
 }
 
-func badPartitions(n int32) error {
-	return failf(400, wire.ReasonInvalidConfig, "%d partitions: allowed are 1 to %d", n, config.MaxPartitions)
+func tooMany(replicas int32, brokers int) error {
+	return failf(400, wire.ReasonInvalidConfig, "%s can't be placed on %s: each replica needs a broker of its own",
+		plural(int(replicas), "replica"), plural(brokers, "active broker"))
 }
 
-// grow adds partitions, their replicas spread round robin over the brokers.
-func grow(next *config.Config, t *config.Topic, partitions, replicas int32, brokers []uint64) {
-	for range partitions {
-		p := config.Partition{Shard: next.TakeShard()}
-		first := len(t.Partitions) + int(t.ID)
-		for i := range int(replicas) {
-			p.Replicas = append(p.Replicas, config.Replica{ID: next.TakeReplica(), Broker: brokers[(first+i)%len(brokers)]})
-		}
-		t.Partitions = append(t.Partitions, p)
-	}
+func badPartitions(n int32) error {
+	return failf(400, wire.ReasonInvalidConfig, "%d partitions: allowed are 1 to %d", n, config.MaxPartitions)
 }
 
 func activeBrokers(c *config.Config) []uint64 {
@@ -259,6 +262,16 @@ func activeBrokers(c *config.Config) []uint64 {
 		}
 	}
 	return ids
+}
+
+// down names the brokers that this one can't reach.
+func (h *Handlers) down(c *config.Config, ids []uint64) (names []string) {
+	for _, id := range ids {
+		if !h.Runtime.Reach(id).Up {
+			names = append(names, brokerName(c, id))
+		}
+	}
+	return names
 }
 
 func emptyAsNil(m map[string]string) map[string]string {

@@ -1,0 +1,222 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parleymq/parley/broker"
+	"github.com/parleymq/parley/client/wire"
+)
+
+// Cluster is brokers in one process, with all their real parts, on a Network.
+type Cluster struct {
+	Network *Network
+	Brokers []*Member
+	t       testing.TB
+}
+
+// Member is one broker of a Cluster. Its Broker is nil while it is stopped.
+type Member struct {
+	*Broker
+	Name    string
+	cluster *Cluster
+	dir     string
+	options []Option
+}
+
+// StartCluster forms a cluster of n brokers named b1, b2, … and waits until all
+// of them are ready. They stop when the test ends.
+func StartCluster(t testing.TB, n int, options ...Option) *Cluster {
+	t.Helper()
+	c := NewCluster(t, n, options...)
+	c.StartAll()
+	return c
+}
+
+// NewCluster is StartCluster without starting anything.
+func NewCluster(t testing.TB, n int, options ...Option) *Cluster {
+	t.Helper()
+	c := &Cluster{Network: NewNetwork(), t: t}
+	for i := range n {
+		c.Brokers = append(c.Brokers, &Member{Name: fmt.Sprintf("b%d", i+1), cluster: c, dir: t.TempDir(), options: options})
+	}
+	t.Cleanup(func() {
+		var wg sync.WaitGroup
+		for _, m := range c.Brokers {
+			wg.Go(m.Stop)
+		}
+		wg.Wait()
+	})
+	return c
+}
+
+// Initial is the list of the cluster's brokers.
+func (c *Cluster) Initial() string {
+	var list []string
+	for _, m := range c.Brokers {
+		list = append(list, m.Name+"="+peerName(m.Name))
+	}
+	return strings.Join(list, ",")
+}
+
+// Config of a member, as it starts.
+func (m *Member) Config(options ...Option) broker.Config {
+	c := Config(m.dir, m.options...)
+	c.Name = m.Name
+	c.InitialCluster = m.cluster.Initial()
+	c.AdvertisePeer, c.AdvertiseRaft = peerName(m.Name), raftName(m.Name)
+	c.ReturnAfter = 300 * time.Millisecond
+	dial := m.cluster.Network.dialer(m.Name)
+	c.Dial = dial
+	c.OnListen = func(a broker.Addresses) {
+		m.cluster.Network.place(peerName(m.Name), a.Peer)
+		m.cluster.Network.place(raftName(m.Name), a.Raft)
+	}
+	for _, o := range options {
+		o(&c)
+	}
+	return c
+}
+
+// StartAll starts the brokers that don't run, at the same time, and waits until they are
+// ready.
+func (c *Cluster) StartAll(options ...Option) {
+	c.t.Helper()
+	var wg sync.WaitGroup
+	for _, m := range c.Brokers {
+		if m.Broker == nil {
+			wg.Go(func() { m.Launch(options...) })
+		}
+	}
+	wg.Wait()
+	if c.t.Failed() {
+		c.t.FailNow()
+	}
+	for _, m := range c.Brokers {
+		m.AwaitReady()
+	}
+}
+
+// Launch starts the broker and doesn't wait until it is ready.
+func (m *Member) Launch(options ...Option) {
+	m.cluster.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Wait)
+	defer cancel()
+	config := m.Config(options...)
+	b, err := broker.Start(ctx, config)
+	if err != nil {
+		m.cluster.t.Errorf("start broker %s: %v", m.Name, err)
+		return
+	}
+	m.Broker = &Broker{Broker: b, t: m.cluster.t, config: config}
+}
+
+// AwaitReady waits until the broker is ready.
+func (m *Member) AwaitReady() {
+	m.cluster.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Wait)
+	defer cancel()
+	if err := m.Ready(ctx); err != nil {
+		m.cluster.t.Fatalf("broker %s: %v", m.Name, err)
+	}
+}
+
+// Start starts the broker and waits until it is ready.
+func (m *Member) Start(options ...Option) {
+	m.cluster.t.Helper()
+	m.Launch(options...)
+	if m.Broker == nil {
+		m.cluster.t.FailNow()
+	}
+	m.AwaitReady()
+}
+
+// Stop stops the broker as an operator does: leadership is handed over, clients
+// are told.
+func (m *Member) Stop() {
+	if m.Broker == nil {
+		return
+	}
+	m.Broker.Stop()
+	m.Broker = nil
+	m.cluster.Network.place(peerName(m.Name), "")
+	m.cluster.Network.place(raftName(m.Name), "")
+}
+
+// Isolate cuts the broker off from all others, or lets it back.
+func (m *Member) Isolate(cut bool) {
+	for _, o := range m.cluster.Brokers {
+		if o == m {
+			continue
+		}
+		if cut {
+			m.cluster.Network.Cut(m.Name, o.Name)
+		} else {
+			m.cluster.Network.Heal(m.Name, o.Name)
+		}
+	}
+}
+
+// Member returns the broker of that name.
+func (c *Cluster) Member(name string) *Member {
+	c.t.Helper()
+	for _, m := range c.Brokers {
+		if m.Name == name {
+			return m
+		}
+	}
+	c.t.Fatalf("no broker %q", name)
+	return nil
+}
+
+// Running lists the brokers that run.
+func (c *Cluster) Running() (all []*Member) {
+	for _, m := range c.Brokers {
+		if m.Broker != nil {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// URLs of the brokers that run, for a client.
+func (c *Cluster) URLs() string {
+	var urls []string
+	for _, m := range c.Running() {
+		urls = append(urls, m.URL())
+	}
+	return strings.Join(urls, ",")
+}
+
+// Describe describes a topic as the first running broker sees it.
+func (c *Cluster) Describe(topic string) wire.TopicDescription {
+	c.t.Helper()
+	d, err := c.Running()[0].API().TopicDescribe(context.Background(), wire.NameRequest{Name: topic})
+	if err != nil {
+		c.t.Fatalf("describe topic %s: %v", topic, err)
+	}
+	return d
+}
+
+// InSync waits until all replicas of a topic are in sync, as every broker sees it.
+func (c *Cluster) InSync(topic string) {
+	c.t.Helper()
+	Eventually(c.t, "all replicas of "+topic+" are in sync", func() bool {
+		for _, m := range c.Running() {
+			d, err := m.API().TopicDescribe(context.Background(), wire.NameRequest{Name: topic})
+			if err != nil {
+				return false
+			}
+			for _, p := range d.Partitions {
+				if p.Leader == "" || len(p.InSync) < len(p.Replicas) {
+					return false
+				}
+			}
+		}
+		return true
+	})
+}
