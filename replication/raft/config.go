@@ -7,6 +7,7 @@
 //   - config.go     what can be set, and the limits that follow
 //   - directory.go  the lock, and host names that change
 //   - host.go       start, remove and stop replicas
+//   - behind.go     state machines that have lost what their Raft log no longer holds
 //   - campaign.go   a group of one elects itself without waiting for a timeout
 //   - replica.go    the Log of one replica
 //   - machine.go    the state machine as dragonboat wants it

@@ -225,10 +225,16 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	limits := h.cuts.limits(r.Shard)
 	p.machine = newMachine(sm, opened, limits, h.fatal, h.warn, func(size int64) { h.cuts.grown(p, size) })
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
+	cut := uint64(0)
 	if known {
 		h.cuts.seed(p)
+		cut, err = h.cutAt(r.Shard, r.Replica)
 	}
 	switch {
+	case err != nil:
+	case cut > opened:
+		err = fmt.Errorf("state machine is at index %d, but its Raft log begins after %d: its data is older than that: restore it, or ask for a fresh replica id",
+			opened, cut)
 	case !known && opened > 0:
 		// Dragonboat would panic, and rightly: entries up to opened can't be vouched for.
 		err = fmt.Errorf("state machine is at index %d, but its Raft log is gone: ask for a fresh replica id", opened)
