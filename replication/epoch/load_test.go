@@ -410,3 +410,117 @@ func BenchmarkLoneBegin(b *testing.B) {
 		os.RemoveAll(dir)
 	}
 }
+
+// state is what a power cut at this moment would surely leave.
+func (d *memoryDirectory) state(t *testing.T) paxos.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var b []byte
+	if f := d.durable[journalName]; f != nil {
+		b = f.synced
+	}
+	entries, _, err := scan(b)
+	if err != nil {
+		t.Error(err)
+	}
+	s, err := (&owner{Cluster: &Cluster{}, journal: &journal{}}).load(entries)
+	if err != nil {
+		t.Error(err)
+	}
+	return s
+}
+
+// TestDurableFirst looks at the disk whenever a message leaves: what it promises is there.
+func TestDurableFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.stop()
+		var mu sync.Mutex
+		seen := map[paxos.Kind]int{}
+		w.inspect = func(from *node, msg []byte) {
+			m, err := decodeMessage(msg)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s := from.dir.state(t)
+			ok := true
+			switch m.Kind {
+			case paxos.Promise:
+				ok = s.Newest.Epoch >= m.Epoch || s.Promised.Compare(m.Ballot) >= 0 && s.Accepted.Ballot.Compare(m.Accepted.Ballot) >= 0
+			case paxos.Accepts:
+				ok = s.Newest.Epoch >= m.Epoch || s.Accepted.Ballot.Compare(m.Ballot) >= 0
+			case paxos.ReadState:
+				ok = s.Newest.Epoch >= m.Epoch || s.Accepted.Ballot.Compare(m.Accepted.Ballot) >= 0
+			case paxos.LearnAck:
+				ok = s.Newest.Epoch >= m.Epoch
+			case paxos.Decided:
+				ok = len(m.Entries) == 0 || s.Newest.Epoch >= m.Entries[len(m.Entries)-1].Epoch
+			case paxos.Prepare, paxos.Accept, paxos.Read, paxos.Fetch:
+				ok = s.Newest.Epoch+1 >= m.Epoch
+			}
+			if !ok {
+				t.Errorf("%v leaves, and on disk is %v, promised %v, voted at %v", m, s.Newest, s.Promised, s.Accepted.Ballot)
+			}
+			mu.Lock()
+			seen[m.Kind]++
+			mu.Unlock()
+		}
+		w.times.Rank = 1
+		nodes := w.formed(3)
+		w.mu.Lock()
+		w.drop, w.repeat, w.delay = 0.05, 0.1, 5*time.Millisecond
+		w.mu.Unlock()
+		var wg sync.WaitGroup
+		for _, n := range nodes {
+			n.dir.slowTo(2 * time.Millisecond)
+			wg.Go(func() {
+				for i := range 8 {
+					var got uint64
+					c, err := n.c.Propose(t.Context(), count(fmt.Sprint(i), &got))
+					if err != nil {
+						t.Error(err)
+					}
+					if s := n.dir.state(t); s.Newest.Epoch < c.Epoch || s.Newest.Epoch < n.c.Current().Epoch {
+						t.Errorf("epoch %d is told, %d is on disk", c.Epoch, s.Newest.Epoch)
+					}
+					if _, err := n.c.Read(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for k := paxos.Prepare; k < paxos.Fetch; k++ {
+			if seen[k] == 0 {
+				t.Errorf("no %v was seen", k)
+			}
+		}
+	})
+}
+
+// TestStartsAreCounted: no two lives have the same count, whatever a power cut takes, and
+// whether the journal was rewritten in between.
+func TestStartsAreCounted(t *testing.T) {
+	t.Parallel()
+	dir := newMemoryDirectory()
+	r := rand.New(rand.NewPCG(1, 1))
+	for life := uint64(1); life <= 6; life++ {
+		c, err := Open(Options{Self: self1, Genesis: genesis, dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.boot != life {
+			t.Errorf("life %d is counted as %d", life, c.boot)
+		}
+		if life%2 == 0 {
+			c.order(t.Context(), func(w *owner) { err = w.shorten() })
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		dir = dir.crash(r)
+		c.Close()
+	}
+}

@@ -28,6 +28,7 @@ type world struct {
 	delay        time.Duration // at most
 	times        Times
 	refusals     map[paxos.Reason]int
+	inspect      func(from *node, msg []byte) // of each message that leaves
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -77,6 +78,9 @@ type line struct {
 
 func (l *line) Send(to uint64, msg []byte) {
 	w := l.n.w
+	if w.inspect != nil && !l.dead.Load() {
+		w.inspect(l.n, msg)
+	}
 	w.mu.Lock()
 	other := w.nodes[to]
 	lost := l.dead.Load() || other == nil || w.cut[[2]uint64{l.n.id, to}] || w.rng.Float64() < w.drop
