@@ -324,9 +324,24 @@ func (p *Partition) Close() error {
 	}
 	p.leaderMu.Unlock()
 	p.cancel()
-	p.wg.Wait()
-	if err := p.log.Close(); err != nil {
+	ended := make(chan struct{})
+	go func() { // waited for below
+		p.wg.Wait()
+		close(ended)
+	}()
+	limit := time.NewTimer(closeWait)
+	defer limit.Stop()
+	select {
+	case <-ended:
+	case <-limit.C: // what has no majority ends with the log
+	}
+	err := p.log.Close()
+	<-ended
+	if err != nil {
 		return fmt.Errorf("close partition %s: %w", p.name, err)
 	}
 	return nil
 }
+
+// closeWait is how long Close waits for what is under way to be committed.
+const closeWait = time.Second
