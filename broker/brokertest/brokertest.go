@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -36,6 +37,10 @@ func Config(dir string, options ...Option) broker.Config {
 		Name: "b1", DataDir: dir,
 		Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", RaftListen: "127.0.0.1:0", PeerListen: "127.0.0.1:0",
 		FreeSpaceFloor: -1, DrainTime: time.Millisecond, Logger: zerolog.Nop(),
+	}
+	if level, err := zerolog.ParseLevel(os.Getenv("PARLEY_TEST_LOG")); err == nil && level != zerolog.NoLevel {
+		zerolog.TimeFieldFormat = time.RFC3339Nano
+		c.Logger = zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, NoColor: true, TimeFormat: "05.000"}).Level(level).With().Timestamp().Logger()
 	}
 	for _, o := range options {
 		o(&c)

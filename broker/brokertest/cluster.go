@@ -67,6 +67,7 @@ func (c *Cluster) Initial() string {
 func (m *Member) Config(options ...Option) broker.Config {
 	c := Config(m.dir, m.options...)
 	c.Name = m.Name
+	c.Logger = c.Logger.With().Str("broker", m.Name).Logger()
 	c.InitialCluster = m.cluster.Initial()
 	c.AdvertisePeer, c.AdvertiseRaft = peerName(m.Name), raftName(m.Name)
 	c.ReturnAfter = 300 * time.Millisecond
