@@ -190,9 +190,6 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err = c.loadSecret(); err != nil {
-		return err
-	}
 	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1); err != nil {
 		return err
 	}

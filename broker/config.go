@@ -233,7 +233,10 @@ func (c Config) withDefaults() (Config, error) {
 		c.OpenHost = openRaft
 	}
 	c.Limits = c.Limits.withDefaults()
-	return c, c.check()
+	if err := c.check(); err != nil {
+		return c, err
+	}
+	return c, c.loadSecret()
 }
 
 func (l Limits) withDefaults() Limits {

@@ -56,9 +56,9 @@ func load(src sources) (*settings, error) {
 			return nil, err
 		}
 	}
-	for _, flag := range clusterOptions {
+	for _, flag := range laterOptions {
 		if g, ok := src.find(flag, file); ok {
-			return nil, usagef("%s: %s", g.from, clusterRefusal)
+			return nil, usagef("%s: %s", g.from, laterRefusal)
 		}
 	}
 	s := &settings{}
@@ -139,7 +139,7 @@ func parseFile(path string, data []byte, all []option) (map[string]given, error)
 	for i := range all {
 		known[all[i].key()] = true
 	}
-	for _, flag := range clusterOptions {
+	for _, flag := range laterOptions {
 		known[strings.ReplaceAll(flag, "-", "_")] = true
 	}
 	found := map[string]given{}

@@ -107,9 +107,9 @@ func TestBadConfiguration(t *testing.T) {
 		{name: "two credentials", flags: map[string]string{"user": "u", "password": "p", "token": "t"}, want: []string{"exclude"}},
 		{name: "same port twice", flags: map[string]string{"http": "127.0.0.1:4222"}, want: []string{"listen and http are both 127.0.0.1:4222"}},
 		{name: "no such file", flags: map[string]string{"config": "/does/not/exist.yaml"}, want: []string{"--config", "no such file"}},
-		{name: "cluster flag", flags: map[string]string{"initial-cluster": "b1=127.0.0.1:6222"}, want: []string{"--initial-cluster", "next release"}},
-		{name: "cluster key", file: "dead_after: 1m\n", want: []string{":1: dead_after", "next release"}},
-		{name: "cluster variable", env: map[string]string{"PARLEY_JOIN": "127.0.0.1:6222"}, want: []string{"PARLEY_JOIN", "next release"}},
+		{name: "peer TLS in part", flags: map[string]string{"peer-tls-cert": "c.pem"}, want: []string{"peer_tls_cert", "go together"}},
+		{name: "cluster key", file: "dead_after: 1m\n", want: []string{":1: dead_after", "fixed in this release"}},
+		{name: "cluster variable", env: map[string]string{"PARLEY_JOIN": "127.0.0.1:6222"}, want: []string{"PARLEY_JOIN", "fixed in this release"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

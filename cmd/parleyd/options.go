@@ -20,6 +20,11 @@ type settings struct {
 	AdvertisePeer    string
 	RaftListen       string
 	AdvertiseRaft    string
+	InitialCluster   string
+	SecretFile       string
+	PeerTLSCert      string
+	PeerTLSKey       string
+	PeerTLSCA        string
 	Rack             string
 	Weight           int
 	TLSCert          string
@@ -64,7 +69,7 @@ func options() []option {
 		{flag: "http", meta: "HOST:PORT", initial: "127.0.0.1:8222", usage: "/healthz /readyz /metrics /v1/…; off for none",
 			set: setHTTP},
 		{flag: "peer-listen", meta: "HOST:PORT", initial: "127.0.0.1:6222",
-			usage: "other brokers; goes into the cluster's record, nothing listens there while brokers run alone",
+			usage: "other brokers of the cluster; a broker that runs alone doesn't listen there",
 			set:   address(func(s *settings) *string { return &s.PeerListen })},
 		{flag: "advertise-peer", meta: "HOST:PORT", usage: "what other brokers dial, where it differs from --peer-listen",
 			set: address(func(s *settings) *string { return &s.AdvertisePeer })},
@@ -72,8 +77,16 @@ func options() []option {
 			set: address(func(s *settings) *string { return &s.RaftListen })},
 		{flag: "advertise-raft", meta: "HOST:PORT", usage: "what other brokers dial for Raft, where it differs from --raft-listen",
 			set: address(func(s *settings) *string { return &s.AdvertiseRaft })},
-		{flag: "rack", meta: "NAME", usage: "rack of this broker, for the cluster's record", set: setRack},
-		{flag: "weight", meta: "N", initial: "100", usage: "its share of replicas beside other brokers, for the cluster's record", set: setWeight},
+		{flag: "initial-cluster", meta: "LIST", usage: "brokers that form a cluster together, this one among them: b1=HOST:PORT,b2=HOST:PORT,… with their peer addresses",
+			set: text(func(s *settings) *string { return &s.InitialCluster })},
+		{flag: "cluster-secret-file", meta: "FILE", usage: "file with a secret that all brokers of the cluster share; needed, or peer TLS, where peers or Raft listen beyond loopback",
+			set: text(func(s *settings) *string { return &s.SecretFile })},
+		{flag: "peer-tls-cert", meta: "FILE", usage: "certificate of this broker for others, PEM; TLS between brokers is mutual",
+			set: text(func(s *settings) *string { return &s.PeerTLSCert })},
+		{flag: "peer-tls-key", meta: "FILE", usage: "its private key, PEM", set: text(func(s *settings) *string { return &s.PeerTLSKey })},
+		{flag: "peer-tls-ca", meta: "FILE", usage: "other brokers must show a certificate signed by one of these", set: text(func(s *settings) *string { return &s.PeerTLSCA })},
+		{flag: "rack", meta: "NAME", usage: "rack of this broker: replicas of a partition are spread over racks", set: setRack},
+		{flag: "weight", meta: "N", initial: "100", usage: "its share of replicas beside other brokers", set: setWeight},
 		{flag: "tls-cert", meta: "FILE", usage: "certificate for clients, PEM", set: text(func(s *settings) *string { return &s.TLSCert })},
 		{flag: "tls-key", meta: "FILE", usage: "its private key, PEM", set: text(func(s *settings) *string { return &s.TLSKey })},
 		{flag: "tls-client-ca", meta: "FILE", usage: "clients must show a certificate signed by one of these",
@@ -98,13 +111,11 @@ func options() []option {
 	}
 }
 
-// clusterOptions mean other brokers. A broker of this release runs alone: it
-// refuses them rather than to take them for nothing.
-var clusterOptions = []string{
-	"initial-cluster", "join", "dead-after", "cluster-secret-file", "peer-tls-cert", "peer-tls-key", "peer-tls-ca",
-}
+// laterOptions change a cluster's members. This release refuses them rather than
+// to take them for nothing.
+var laterOptions = []string{"join", "dead-after"}
 
-const clusterRefusal = "this release runs one broker alone; clusters come with the next release"
+const laterRefusal = "the members of a cluster are fixed in this release: it is formed once, by --initial-cluster"
 
 func text(field func(*settings) *string) func(*settings, string) error {
 	return func(s *settings, v string) error {
@@ -230,6 +241,9 @@ func (s *settings) check() error {
 	}
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		return usagef("tls_cert and tls_key go together: give both or neither")
+	}
+	if (s.PeerTLSCert == "") != (s.PeerTLSKey == "") || (s.PeerTLSCert == "") != (s.PeerTLSCA == "") {
+		return usagef("peer_tls_cert, peer_tls_key and peer_tls_ca go together: TLS between brokers is mutual")
 	}
 	if s.TLSClientCA != "" && s.TLSCert == "" {
 		return usagef("tls_client_ca needs tls_cert and tls_key")
