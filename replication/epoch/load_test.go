@@ -476,7 +476,7 @@ func TestDurableFirst(t *testing.T) {
 		for _, n := range nodes {
 			n.dir.slowTo(2 * time.Millisecond)
 			wg.Go(func() {
-				for i := range 8 {
+				for i := range 5 {
 					var got uint64
 					c, err := n.c.Propose(t.Context(), count(fmt.Sprint(i), &got))
 					if err != nil {
@@ -492,6 +492,8 @@ func TestDurableFirst(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		for k := paxos.Prepare; k < paxos.Fetch; k++ {
 			if seen[k] == 0 {
 				t.Errorf("no %v was seen", k)
