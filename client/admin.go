@@ -228,7 +228,11 @@ func call[T any](ctx context.Context, c *Client, subject string, req any, failur
 }
 
 func try[T any](ctx context.Context, c *Client, subject string, data []byte, failure func(*T) *Error) (out T, err error) {
-	r, err := ask(ctx, c.requests, subject, nil, data, c.cfg.requestTimeout)
+	return tryOn(ctx, c.requests(), subject, data, c.cfg.requestTimeout, failure)
+}
+
+func tryOn[T any](ctx context.Context, x exchange, subject string, data []byte, timeout time.Duration, failure func(*T) *Error) (out T, err error) {
+	r, err := ask(ctx, x, subject, nil, data, timeout)
 	if err != nil {
 		return out, err
 	}

@@ -70,6 +70,8 @@ func (e *echo) request(subject string, _ map[string][]string, data []byte, to re
 }
 
 func (e *echo) forget(uint64)   {}
+func (e *echo) broker() string  { return "" }
+func (e *echo) up() bool        { return true }
 func (e *echo) maxPayload() int { return wire.MaxPayload }
 func (e *echo) close()          { close(e.jobs) }
 

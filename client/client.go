@@ -11,19 +11,21 @@ import (
 // it when it is no longer needed.
 //
 // It has one connection for requests and publishes and, from the first Reader on,
-// a second one for fetches, so that acks don't queue behind megabytes of records.
+// a second one for fetches, so that acks don't queue behind megabytes of records; in a
+// cluster, up to two more for each broker that leads partitions it works with.
 type Client struct {
 	cfg *config
 
-	requests exchange
-	dialRead func(ctx context.Context) (exchange, error)
+	publishes *routes // and all other requests
+	dialRead  func(ctx context.Context) (exchange, error)
+	open      func(ctx context.Context, address string, lost func()) (exchange, error) // see routes
 
 	topics *topics
 
 	readOnce sync.Mutex // held while the connection for fetches is made
 
 	mu      sync.Mutex
-	fetches exchange            // guarded by mu; nil before the first Reader
+	fetches *routes             // guarded by mu; nil before the first Reader
 	members map[member]struct{} // guarded by mu; open Producers and Readers
 	up      chan struct{}       // guarded by mu; closed and replaced when a connection comes back
 	closing chan struct{}       // closed by the first Close
@@ -50,6 +52,13 @@ func Connect(ctx context.Context, urls string, opts ...Option) (*Client, error) 
 		return nil, err
 	}
 	c.dialRead = func(ctx context.Context) (exchange, error) { return dial(ctx, urls, cfg, c.connected) }
+	c.open = func(ctx context.Context, address string, lost func()) (exchange, error) {
+		url, err := directURL(urls, address)
+		if err != nil {
+			return nil, err
+		}
+		return dialOnce(ctx, url, cfg, lost)
+	}
 	c.start(l)
 	return c, nil
 }
@@ -65,44 +74,51 @@ func newClient(cfg *config) *Client {
 }
 
 func (c *Client) start(x exchange) {
-	c.requests = x
+	c.publishes = newRoutes(c, x, c.open)
 	c.topics = newTopics(c)
 }
 
-// route returns the exchange that reaches a partition's leader best. There is one
-// broker, or any broker forwards: the connection there is. In a cluster this is
-// where the leader of topic and partition, as the metadata has it, is looked up
-// and dialled, with any broker as the fallback.
-func (c *Client) route(topic string, partition int32) exchange {
-	return c.requests
-}
+// requests returns a connection for requests that any broker answers.
+func (c *Client) requests() exchange { return c.publishes.any() }
 
-// routeFetch is route for reading.
-func (c *Client) routeFetch(ctx context.Context) (exchange, error) {
+// fetchRoutes are for reading. The first call dials.
+func (c *Client) fetchRoutes(ctx context.Context) (*routes, error) {
 	c.readOnce.Lock()
 	defer c.readOnce.Unlock()
 	c.mu.Lock()
-	x, closed := c.fetches, c.closed
+	r, closed := c.fetches, c.closed
 	c.mu.Unlock()
 	if closed {
 		return nil, ErrClosed
 	}
-	if x != nil {
-		return x, nil
+	if r != nil {
+		return r, nil
 	}
 	x, err := c.dialRead(ctx)
 	if err != nil {
 		return nil, err
 	}
+	r = newRoutes(c, x, c.open)
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		x.close()
+		r.close()
 		return nil, ErrClosed
 	}
-	c.fetches = x
+	c.fetches = r
 	c.mu.Unlock()
-	return x, nil
+	return r, nil
+}
+
+// keep drops the connections to brokers that are no longer known.
+func (c *Client) keep(known map[string]string) {
+	c.publishes.keep(known)
+	c.mu.Lock()
+	fetches := c.fetches
+	c.mu.Unlock()
+	if fetches != nil {
+		fetches.keep(known)
+	}
 }
 
 // connected wakes everybody who waits before trying again.
@@ -186,7 +202,7 @@ func (c *Client) Close(ctx context.Context) error {
 	c.readOnce.Lock()
 	fetches := c.fetches
 	c.readOnce.Unlock()
-	c.requests.close()
+	c.publishes.close()
 	if fetches != nil {
 		fetches.close()
 	}

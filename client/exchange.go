@@ -22,6 +22,12 @@ type exchange interface {
 	// maxPayload is the largest data in bytes that the broker takes.
 	maxPayload() int
 
+	// broker is the name of the broker at the other end, as last known.
+	broker() string
+
+	// up says whether the connection stands.
+	up() bool
+
 	// close fails what waits and ends the connection.
 	close()
 }

@@ -48,9 +48,14 @@ func (r *Reader) work(now time.Time) (due time.Time) {
 	busy := 0 // fetches that will bring something
 	for _, t := range r.tracks {
 		if t.attempt != 0 && now.Sub(t.asked) >= limit {
-			r.x.forget(t.token)
+			t.forget()
 			t.attempt = 0
 			t.failed(unanswered(t.subject, limit), nil, now)
+		}
+		if t.attempt != 0 && now.Sub(t.asked) >= overdueAfter && t.via != nil && r.routes.to(r.view, t.partition) != t.via {
+			// Another broker leads by now, or the leader can be asked without a detour.
+			t.forget()
+			t.attempt = 0
 		}
 		if t.attempt != 0 && t.fetchAt < t.next {
 			busy++

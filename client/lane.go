@@ -59,7 +59,11 @@ import (
 //     without an offset when its time is up.
 //  6. Sequences end at 2^31-1. Before that the lane waits until nothing is in flight and
 //     raises the epoch; after the last epoch it takes a new id.
-//  7. Epochs are the lane's own, not the Producer's: a partition that can't be
+//  7. A lane changes its connection only when nothing is out: on two at once a later batch
+//     would overtake an earlier one. Another leader is known, and the old one's
+//     answers are overdue: then they are given up for lost, which costs nothing but a
+//     resend.
+//  8. Epochs are the lane's own, not the Producer's: a partition that can't be
 //     reached doesn't disturb the others.
 //
 // # Who touches what
@@ -83,6 +87,8 @@ type lane struct {
 	// Of the lane's goroutine.
 	flight   []*batch        // sealed, oldest first, at most maxInFlight
 	next     record.Producer // of the next batch to be sealed
+	via      exchange        // where attempts go; see 7
+	lookAt   time.Time       // when to ask again whether answers are overdue
 	attempts uint64          // requests made; each has its number
 	out      int             // attempts without an answer
 	stalled  bool            // wait until out is 0 and retryAt has passed
@@ -95,6 +101,13 @@ type lane struct {
 	swap     []arrival   // the other half of answers
 	troubled atomic.Bool // stalled or probing: better partitions may be around
 }
+
+const (
+	// overdueAfter is when the lack of an answer raises the question whether the
+	// partition has another leader; it is asked again every overdueAgain.
+	overdueAfter = time.Second
+	overdueAgain = 250 * time.Millisecond
+)
 
 type arrival struct {
 	tag uint64
@@ -262,9 +275,53 @@ func (l *lane) take(now time.Time) {
 			l.settle(b, reply{err: unanswered(l.subject, l.p.attemptTimeout())}, now)
 		}
 	}
+	l.overdue(now)
 	if up && l.stalled {
 		l.retryAt = now
 	}
+}
+
+// overdue looks for attempts whose answer should have come long ago: their broker may be
+// gone without a word. Whether another one leads by now the metadata says.
+func (l *lane) overdue(now time.Time) {
+	l.lookAt = time.Time{}
+	if l.out == 0 || !l.p.routes.several() {
+		return
+	}
+	oldest := now
+	for _, b := range l.flight {
+		if b.attempt != 0 && b.sentAt.Before(oldest) {
+			oldest = b.sentAt
+		}
+	}
+	if since := now.Sub(oldest); since < overdueAfter {
+		l.lookAt = oldest.Add(overdueAfter)
+		return
+	}
+	l.lookAt = now.Add(overdueAgain)
+	l.p.c.topics.stale()
+	if l.route() == l.via {
+		return
+	}
+	for _, b := range l.flight {
+		if b.attempt != 0 {
+			b.via.forget(b.token)
+			l.settle(b, reply{err: unanswered(l.subject, now.Sub(b.sentAt).Round(time.Millisecond))}, now)
+		}
+	}
+}
+
+func (l *lane) route() exchange { return l.p.routes.to(l.p.view, l.partition) }
+
+// steer chooses the connection, and says no where that has to wait: see 7.
+func (l *lane) steer() bool {
+	if x := l.route(); x != l.via {
+		if l.out > 0 {
+			return false
+		}
+		l.via = x
+	}
+	return true
 }
 
 // advance does all that can be done now and returns when to look again, zero for
@@ -352,6 +409,9 @@ func (l *lane) gaveUp() *Error {
 
 // send sends what may be sent and returns when a lingering batch is due.
 func (l *lane) send(now time.Time) (due time.Time) {
+	if !l.steer() {
+		return due
+	}
 	for i, b := range l.flight {
 		if b.failed != nil || l.probing && i > 0 {
 			return due
@@ -435,11 +495,10 @@ func (l *lane) unpick(b *batch) {
 
 // attempt sends b. It returns false when that failed at once.
 func (l *lane) attempt(b *batch, first bool, now time.Time) bool {
-	x := l.p.c.route(l.p.topic, l.partition)
 	l.attempts++
-	b.attempt, b.alone, b.sentAt, b.via = l.attempts, first, now, x
+	b.attempt, b.alone, b.sentAt, b.via = l.attempts, first, now, l.via
 	l.out++
-	token, err := x.request(l.subject, nil, b.sealed, l, b.attempt)
+	token, err := l.via.request(l.subject, nil, b.sealed, l, b.attempt)
 	if err != nil {
 		e := asError(err)
 		if e == nil {
@@ -449,6 +508,9 @@ func (l *lane) attempt(b *batch, first bool, now time.Time) bool {
 		return false
 	}
 	b.token = token
+	if l.lookAt.IsZero() && l.p.routes.several() {
+		l.lookAt = now.Add(overdueAfter)
+	}
 	return true
 }
 
@@ -480,6 +542,9 @@ func (l *lane) earliest(due time.Time) time.Time {
 		if b.attempt != 0 {
 			sooner(b.sentAt.Add(l.p.attemptTimeout()))
 		}
+	}
+	if l.out > 0 && !l.lookAt.IsZero() {
+		sooner(l.lookAt)
 	}
 	if l.stalled && l.out == 0 {
 		sooner(l.retryAt)

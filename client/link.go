@@ -28,8 +28,10 @@ import (
 type link struct {
 	cfg    *config
 	urls   string
-	inbox  string // reply subjects are inbox + token
-	onUp   func() // the connection is back
+	inbox  string                 // reply subjects are inbox + token
+	onUp   func()                 // the connection is back
+	onLost func()                 // it broke; nil: it is brought back
+	name   atomic.Pointer[string] // of the broker
 	conn   atomic.Pointer[nats.Conn]
 	life   context.Context // ends with close
 	end    context.CancelFunc
@@ -48,7 +50,7 @@ type waiter struct {
 
 // Timing of a connection.
 const (
-	pingEvery      = 10 * time.Second // two unanswered: the connection is broken
+	pingEvery      = 2 * time.Second  // two unanswered: the connection is broken
 	writeDeadline  = 10 * time.Second // a broker that doesn't read for so long is gone
 	redialAfterMin = 50 * time.Millisecond
 	redialAfterMax = 2 * time.Second
@@ -86,6 +88,21 @@ func dial(ctx context.Context, urls string, cfg *config, onUp func()) (*link, er
 	}
 }
 
+// dialOnce connects to one broker. The connection is not brought back when it breaks:
+// lost is called then, unless close was called before.
+func dialOnce(ctx context.Context, url string, cfg *config, lost func()) (*link, error) {
+	l := &link{
+		cfg: cfg, urls: url, inbox: nats.NewInbox() + ".", onUp: func() {}, onLost: lost,
+		waiting: make(map[uint64]waiter),
+	}
+	l.life, l.end = context.WithCancel(context.Background())
+	if err := l.connect(ctx); err != nil {
+		l.end()
+		return nil, fmt.Errorf("connect to %s: %w", url, err)
+	}
+	return l, nil
+}
+
 func redialAfter(try int) time.Duration {
 	d := redialAfterMax
 	if try < 6 {
@@ -114,6 +131,7 @@ func (l *link) connect(ctx context.Context) error {
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			l.cfg.log("reconnected", "url", nc.ConnectedUrlRedacted())
+			l.met(nc)
 			l.onUp()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -121,7 +139,11 @@ func (l *link) connect(ctx context.Context) error {
 		}),
 		nats.ClosedHandler(func(nc *nats.Conn) { l.gone(nc) }),
 	}
-	nc, err := nats.Connect(l.urls, append(opts, l.cfg.nats...)...)
+	opts = append(opts, l.cfg.nats...)
+	if l.onLost != nil {
+		opts = append(opts, nats.NoReconnect())
+	}
+	nc, err := nats.Connect(l.urls, opts...)
 	if err != nil {
 		return err
 	}
@@ -136,6 +158,7 @@ func (l *link) connect(ctx context.Context) error {
 		return err
 	}
 	l.conn.Store(nc)
+	l.met(nc)
 	if nc.IsClosed() {
 		return nc.LastError() // closed before gone could know it for ours
 	}
@@ -154,10 +177,30 @@ func (l *link) gone(nc *nats.Conn) {
 	if !again {
 		return
 	}
-	l.cfg.log("connection closed, dialling anew", "error", nc.LastError())
 	l.failAll(lost("connection closed before the answer came"))
+	if l.onLost != nil {
+		l.redial.Done() // lost closes the link, which waits for this
+		l.onLost()
+		return
+	}
+	l.cfg.log("connection closed, dialling anew", "error", nc.LastError())
 	go l.dialAnew()
 }
+
+// met notes whom the connection leads to.
+func (l *link) met(nc *nats.Conn) {
+	name := nc.ConnectedServerName()
+	l.name.Store(&name)
+}
+
+func (l *link) broker() string {
+	if name := l.name.Load(); name != nil {
+		return *name
+	}
+	return ""
+}
+
+func (l *link) up() bool { return l.conn.Load().IsConnected() }
 
 func (l *link) dialAnew() {
 	defer l.redial.Done()

@@ -29,7 +29,7 @@ type model struct {
 	conn    int // grows with every restart; what was sent before is lost or late
 	waiting map[uint64]waiter
 	token   uint64
-	up      func()
+	onUp    func()
 	poison  string // batches with this in a record's value are refused for good
 	counts  map[string]int
 	payload int
@@ -96,12 +96,14 @@ func (m *model) client(opts ...Option) *Client {
 		panic(err)
 	}
 	c := newClient(cfg)
-	m.up = c.connected
+	m.onUp = c.connected
 	c.dialRead = func(context.Context) (exchange, error) { return m, nil }
 	c.start(m)
 	return c
 }
 
+func (m *model) broker() string  { return "" }
+func (m *model) up() bool        { return true }
 func (m *model) maxPayload() int { return m.payload }
 
 func (m *model) forget(token uint64) {
@@ -204,7 +206,7 @@ func (m *model) restart(d time.Duration) {
 		m.mu.Lock()
 		m.down = false
 		m.mu.Unlock()
-		m.up()
+		m.onUp()
 	})
 }
 

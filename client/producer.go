@@ -134,6 +134,7 @@ type Producer struct {
 	topic  string
 	cfg    producerConfig
 	view   *topicView
+	routes *routes
 	budget budget
 	pool   sync.Pool // *batch
 
@@ -166,11 +167,11 @@ func (c *Client) NewProducer(ctx context.Context, topic string, opts ...Producer
 	if err != nil {
 		return nil, fmt.Errorf("make producer for %s: %w", topic, err)
 	}
-	if most := c.requests.maxPayload() - record.HeaderSize; most > minBatchBytes {
+	if most := c.publishes.base.maxPayload() - record.HeaderSize; most > minBatchBytes {
 		cfg.batchBytes = min(cfg.batchBytes, most)
 	}
 	p := &Producer{
-		c: c, topic: topic, cfg: cfg, view: view,
+		c: c, topic: topic, cfg: cfg, view: view, routes: c.publishes,
 		budget: budget{maxBytes: cfg.bufferBytes, maxRecords: cfg.bufferRecords, fail: cfg.failWhenFull},
 		stop:   make(chan struct{}), ended: make(chan struct{}),
 	}

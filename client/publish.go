@@ -125,7 +125,7 @@ func (c *Client) publishOnce(ctx context.Context, subject string, header map[str
 	if len(header) == 0 {
 		header = nil
 	}
-	r, err := ask(ctx, c.requests, subject, header, value, c.cfg.requestTimeout)
+	r, err := ask(ctx, c.requests(), subject, header, value, c.cfg.requestTimeout)
 	if err != nil {
 		return ack, err
 	}

@@ -20,11 +20,11 @@ import (
 // A Reader belongs to one goroutine at a time, except Close. It holds no state in
 // the cluster: Positions says where it is.
 type Reader struct {
-	c     *Client
-	topic string
-	cfg   readerConfig
-	view  *topicView
-	x     exchange
+	c      *Client
+	topic  string
+	cfg    readerConfig
+	view   *topicView
+	routes *routes
 
 	wake  chan struct{} // for the fetching goroutine; capacity 1
 	ready chan struct{} // for the consumer; capacity 1
@@ -93,7 +93,7 @@ func (c *Client) newReader(ctx context.Context, topic string, opts []ReaderOptio
 		wake: make(chan struct{}, 1), ready: make(chan struct{}, 1),
 		stop: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if r.x, err = c.routeFetch(ctx); err == nil {
+	if r.routes, err = c.fetchRoutes(ctx); err == nil {
 		if err = r.locate(ctx); err == nil {
 			err = c.join(r)
 		}
@@ -326,7 +326,7 @@ func (r *Reader) Close(context.Context) error {
 		r.mu.Lock()
 		for _, t := range r.tracks {
 			if t.attempt != 0 {
-				r.x.forget(t.token)
+				t.forget()
 			}
 		}
 		r.mu.Unlock()

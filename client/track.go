@@ -31,6 +31,7 @@ type track struct {
 
 	attempt  uint64 // the fetch under way, 0: none
 	token    uint64
+	via      exchange // of token; nil before the request is out
 	asked    time.Time
 	tries    int // failures in a row
 	retryAt  time.Time
@@ -81,7 +82,7 @@ func (t *track) atEnd() bool { return t.end >= 0 && t.fetchAt >= t.end }
 // seek forgets what was fetched and goes on at offset. r.mu is held.
 func (t *track) seek(offset int64) {
 	if t.attempt != 0 {
-		t.r.x.forget(t.token)
+		t.forget()
 		t.attempt = 0
 	}
 	t.r.bytes -= t.bytes
@@ -94,22 +95,31 @@ func (t *track) seek(offset int64) {
 	}
 }
 
+// forget drops the fetch under way. r.mu is held.
+func (t *track) forget() {
+	if t.via != nil {
+		t.via.forget(t.token)
+	}
+	t.via = nil
+}
+
 // fetch sends the request that begin has booked.
 func (t *track) fetch(attempt uint64, offset int64, bytes int) {
 	req, err := json.Marshal(wire.FetchRequest{Offset: offset, MaxBytes: bytes, MaxWaitMS: int(fetchWait / time.Millisecond)})
 	var token uint64
+	x := t.r.routes.to(t.r.view, t.partition)
 	if err == nil {
-		token, err = t.r.x.request(t.subject, nil, req, t, attempt)
+		token, err = x.request(t.subject, nil, req, t, attempt)
 	}
 	t.r.mu.Lock()
 	defer t.r.mu.Unlock()
 	if t.attempt != attempt {
-		t.r.x.forget(token) // a Seek came in between
+		x.forget(token) // a Seek came in between
 		return
 	}
-	t.token = token
+	t.token, t.via = token, x
 	if err != nil {
-		t.attempt = 0
+		t.attempt, t.via = 0, nil
 		e := asError(err)
 		if e == nil {
 			e = lost(err.Error())
@@ -120,7 +130,7 @@ func (t *track) fetch(attempt uint64, offset int64, bytes int) {
 
 // arrived takes the answer to a fetch. r.mu is held.
 func (t *track) arrived(rep *reply, now time.Time) {
-	t.attempt = 0
+	t.attempt, t.via = 0, nil
 	if rep.err != nil {
 		t.failed(rep.err, nil, now)
 		return
@@ -201,7 +211,7 @@ func (t *track) failed(e *Error, rep *reply, now time.Time) {
 			t.fail(e)
 			return
 		}
-	case wire.ReasonNotLeader, wire.ReasonUnavailable:
+	case wire.ReasonNotLeader, wire.ReasonUnavailable, wire.ReasonTimeout:
 		t.r.c.topics.stale()
 		t.denied = time.Time{}
 	default:

@@ -58,7 +58,7 @@ func (l *lane) refused(b *batch, err *Error, now time.Time) {
 		if now.Sub(l.denied) >= notFoundPatience {
 			b.failed = l.final(b, err)
 		}
-	case wire.ReasonNotLeader, wire.ReasonUnavailable:
+	case wire.ReasonNotLeader, wire.ReasonUnavailable, wire.ReasonTimeout:
 		l.p.c.topics.stale()
 	default:
 		if !err.Retriable {
