@@ -33,6 +33,8 @@ type model struct {
 	poison  string // batches with this in a record's value are refused for good
 	counts  map[string]int
 	payload int
+
+	metadata func(wire.MetadataRequest) ([]wire.BrokerAddress, map[string][]string) // of a modelCluster
 }
 
 // modelFetchWait is how long the model holds a fetch at the end of the log.
@@ -273,9 +275,15 @@ func (m *model) carryOut(subject string, header map[string][]string, data []byte
 		var q wire.MetadataRequest
 		_ = json.Unmarshal(data, &q)
 		out := wire.Metadata{ClusterID: "model", Epoch: 1}
+		var leaders map[string][]string
+		if m.metadata != nil {
+			out.Brokers, leaders = m.metadata(q)
+		}
 		for _, name := range q.Topics {
 			if parts := m.parts[name]; len(parts) > 0 && !m.deleted {
-				out.Topics = append(out.Topics, wire.TopicMetadata{Name: name, Leaders: make([]string, len(parts))})
+				md := wire.TopicMetadata{Name: name, Leaders: make([]string, len(parts))}
+				copy(md.Leaders, leaders[name])
+				out.Topics = append(out.Topics, md)
 			} else {
 				out.Topics = append(out.Topics, wire.TopicMetadata{Name: name,
 					Error: &Error{Code: 404, Reason: wire.ReasonTopicNotFound, Description: "no topic " + name}})
