@@ -69,7 +69,14 @@ func (p *progress) observe(term, index uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.term != term {
-		p.term, p.applied = term, map[uint64]applied{}
+		p.term = term
+		for id, a := range p.applied { // what was heard of late still holds
+			a.since = time.Time{}
+			if time.Since(a.at) < progressEvery && a.index >= index {
+				a.since = a.at
+			}
+			p.applied[id] = a
+		}
 		p.own = [3]uint64{index, index, index}
 	}
 	p.own = [3]uint64{index, p.own[0], p.own[1]}
@@ -80,7 +87,7 @@ func (p *progress) hear(broker, index uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.applied == nil {
-		return
+		p.applied = map[uint64]applied{} // it knows of this leadership before observe does
 	}
 	now := time.Now()
 	a := applied{index: index, at: now}
@@ -97,13 +104,24 @@ func (p *progress) hear(broker, index uint64) {
 func (b *Broker) watchProgress(ctx context.Context) {
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
-	for n := 1; ; n++ {
+	for n := 1; ; {
+		// A new leader knows nothing of its followers: it is told at once.
 		select {
 		case <-tick.C:
+			b.tellProgress(n%progressAll == 0)
+			n++
+			continue
+		case <-b.leaders.watch():
 		case <-ctx.Done():
 			return
 		}
-		b.tellProgress(n%progressAll == 0)
+		pause := time.NewTimer(progressEvery / 8)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		}
+		pause.Stop()
+		b.tellProgress(false)
 	}
 }
 

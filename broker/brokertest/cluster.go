@@ -221,3 +221,11 @@ func (c *Cluster) InSync(topic string) {
 		return true
 	})
 }
+
+// Kill ends the broker as if its machine went away: whatever it says from now on
+// reaches nobody, and it is stopped.
+func (m *Member) Kill() {
+	m.Isolate(true)
+	m.Stop()
+	m.Isolate(false)
+}
