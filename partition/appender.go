@@ -45,6 +45,7 @@ type appender struct {
 	freed chan struct{}
 
 	bytes, count int // taken and not yet settled
+	lastSize     int // of the newest sealed group's entry
 	inFlight     int
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
 
@@ -160,7 +161,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 // take puts a record into the open batch, or into a new one where it doesn't fit.
 func (a *appender) take(pub *Publication, hash idHash) *Error {
 	if a.open == nil {
-		a.open = newGroup(kindAppend, a.p.c.Limits.GroupBytes/8)
+		a.open = newGroup(kindAppend, a.lastSize)
 	}
 	// A compare-and-append stands alone: the batch is the unit of rejection.
 	if pub.Expect >= 0 || a.item.expect >= 0 || a.item.builder.Size() >= batchTarget {
@@ -221,7 +222,7 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 		}
 	}
 	if a.open == nil {
-		a.open = newGroup(kindAppend, max(a.p.c.Limits.GroupBytes/8, len(b)+64))
+		a.open = newGroup(kindAppend, max(a.lastSize, len(b)+itemOverhead+len(ids)*idEntrySize))
 	}
 	a.finishItem()
 	g := a.open
@@ -325,6 +326,9 @@ func (a *appender) seal() {
 		return
 	}
 	a.ready = append(a.ready, a.open)
+	// The log keeps the buffer, so the next group needs one of its own: about as
+	// large as this one, so that it neither grows by copying nor wastes much.
+	a.lastSize = min(len(a.open.buf), a.p.c.Limits.GroupBytes)
 	a.open = nil
 }
 

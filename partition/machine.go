@@ -3,6 +3,7 @@ package partition
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -88,22 +89,29 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		}
 		st = s
 	}
-	store, err := openStore(m.engine, m.id, storage.Mark{Start: st.start, Next: st.next}, func(d *Error) {
-		m.damage.Store(d)
-		m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
-			Msg("stored records are missing: what verifies is served, the rest is refused, nothing is deleted")
-	})
+	store, err := openStore(m.engine, m.id, storage.Mark{Start: st.start, Next: st.next}, m.damaged)
 	if err != nil {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
 	m.state, m.store, m.durable = st, store, st.index
-	if err := m.rebuildWindow(); err != nil {
+	switch err := m.rebuildWindow(); {
+	case errors.Is(err, storage.ErrCorrupt):
+		// What verifies is served all the same, and reads meet the damage by name.
+		m.damaged(describe(ErrDamaged, "the newest records could not all be read, so message ids of the last minutes are not all known: %v", err))
+	case err != nil:
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
 	m.window.Store(st.ids)
 	m.show(nil)
 	m.checkpoints.Register(m.id, m)
 	return st.index, nil
+}
+
+// damaged notes that not everything stored can be read. From here on nothing is trimmed.
+func (m *machine) damaged(d *Error) {
+	m.damage.Store(d)
+	m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
+		Msg("stored records are missing or damaged: what verifies is served, the rest is refused, nothing is deleted")
 }
 
 // rebuildWindow reads the message ids of the log's last minutes.
@@ -352,8 +360,8 @@ func openStore(e storage.Engine, id storage.LogID, mark storage.Mark, damaged fu
 	if err == nil {
 		return store, nil
 	}
-	hole, ok := err.(*storage.HoleError)
-	if !ok {
+	var hole *storage.HoleError
+	if !errors.As(err, &hole) {
 		return nil, err
 	}
 	mark.AllowHoles = true

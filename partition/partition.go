@@ -20,6 +20,7 @@ package partition
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -213,7 +214,10 @@ func (p *Partition) AppendBatch(ctx context.Context, b record.Batch, expect int6
 		}
 		return nil
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, record.ErrTooLarge):
+		return describe(ErrTooLarge, "%s: %v", p.name, err)
+	case err != nil:
 		return describe(ErrInvalidBatch, "%s: %v", p.name, err)
 	}
 	if err := p.a.appendBatch(ctx, b, bc.ids, expect, reply, rcv); err != nil {
