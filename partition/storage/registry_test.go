@@ -8,6 +8,12 @@ import (
 
 func TestRegistry(t *testing.T) {
 	broken := errors.New("broken")
+	t.Cleanup(func() {
+		registry.Lock()
+		defer registry.Unlock()
+		delete(registry.openers, "test-a")
+		delete(registry.openers, "test-b")
+	})
 	Register("test-b", func(o Options) (Engine, error) { return nil, broken })
 	Register("test-a", func(o Options) (Engine, error) { return newFakeEngine(), nil })
 	if e, err := OpenEngine("test-a", Options{}); err != nil || e == nil {
