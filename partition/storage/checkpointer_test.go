@@ -216,11 +216,12 @@ func TestCallersShareRounds(t *testing.T) {
 		return nil
 	}
 	var all sync.WaitGroup
+	joined := &countingContext{Context: context.Background()}
 	call := func() {
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			if err := c.Sync(context.Background()); err != nil {
+			if err := c.Sync(joined); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -230,11 +231,7 @@ func TestCallersShareRounds(t *testing.T) {
 	for range 20 {
 		call()
 	}
-	eventually(t, "somebody waits for the second round", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.next != nil
-	})
+	eventually(t, "everybody waits for a round", func() bool { return joined.waits.Load() == 21 })
 	gaveUp, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := c.Sync(gaveUp); !errors.Is(err, context.Canceled) {
@@ -242,10 +239,21 @@ func TestCallersShareRounds(t *testing.T) {
 	}
 	close(release)
 	all.Wait()
-	// Callers that were slow to come may need a third.
-	if n := rounds.Load(); n < 2 || n > 3 {
+	if n := rounds.Load(); n != 2 {
 		t.Errorf("21 callers cost %d rounds", n)
 	}
+}
+
+// countingContext counts who has come to wait for it: Sync does so once it has
+// joined a round.
+type countingContext struct {
+	context.Context
+	waits atomic.Int32
+}
+
+func (c *countingContext) Done() <-chan struct{} {
+	c.waits.Add(1)
+	return c.Context.Done()
 }
 
 func TestSyncErrorIsFinal(t *testing.T) {
