@@ -105,6 +105,7 @@ type Engine struct {
 	listing string // names of the files at the newest sync
 
 	collectMu sync.Mutex
+	hidden    map[uint32]uint64     // garbage of files that are not collected; under collectMu
 	garbage   atomic.Int64          // value log bytes freed since the tables were last compacted
 	damage    atomic.Bool           // something was missing or unreadable since Open
 	broken    atomic.Pointer[error] // after it nothing is written any more
@@ -282,7 +283,7 @@ func (e *Engine) Close() error {
 	if !e.use.close() {
 		return nil
 	}
-	if err := errors.Join(e.db.Close(), e.lock.Close()); err != nil {
+	if err := errors.Join(e.unhide(), e.db.Close(), e.lock.Close()); err != nil {
 		return fmt.Errorf("close badger: %w", err)
 	}
 	return nil

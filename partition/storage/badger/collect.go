@@ -61,6 +61,9 @@ func (e *Engine) Collect(stop <-chan struct{}) error {
 		if err := e.compact(); err != nil {
 			return fmt.Errorf("collect: compact tables: %w", err)
 		}
+		if err := e.unhide(); err != nil {
+			return fmt.Errorf("collect: %w", err)
+		}
 	}
 	for range collectMost {
 		select {
@@ -130,8 +133,9 @@ type refusal struct{ err error }
 // collectOne rewrites one value log file. It returns false when there is none
 // with enough garbage.
 func (e *Engine) collectOne() (more bool, err error) {
-	noted := false
-	before := func(file uint32) {
+	noted, file := false, uint32(0)
+	before := func(f uint32) {
+		file = f
 		if err := e.prepare(file); err != nil {
 			panic(refusal{err})
 		}
@@ -155,7 +159,7 @@ func (e *Engine) collectOne() (more bool, err error) {
 	case errors.Is(err, errNotIntact):
 		e.blocked.Add(1)
 		e.log.Warningf("%v", err)
-		return false, nil
+		return e.hide(file)
 	case !noted && err == nil:
 		// The copies are synced below, but a power cut before that would not have
 		// been made up for: never again.
@@ -278,6 +282,9 @@ func (e *Engine) readCollectNote() ([]uint32, error) {
 	return []uint32{binary.BigEndian.Uint32(b[4:])}, nil
 }
 
+// restoredMeta marks a chunk that salvage has stored again.
+const restoredMeta = 1
+
 // salvage stores again what a power cut during a collection has taken: values
 // whose newest pointer leads nowhere, while the file that they came from is still there.
 func (e *Engine) salvage(interrupted []uint32) error {
@@ -299,7 +306,9 @@ func (e *Engine) salvage(interrupted []uint32) error {
 				if err != nil {
 					return err
 				}
-				if item.Version() != old.version {
+				// Another version is another chunk, unless it was restored already and
+				// the power went again before that was durable.
+				if item.Version() != old.version && item.UserMeta() != restoredMeta {
 					return nil
 				}
 				return item.Value(func(v []byte) error {
@@ -312,7 +321,9 @@ func (e *Engine) salvage(interrupted []uint32) error {
 				return err
 			}
 			restored++
-			return e.write(func(txn *badgerdb.Txn) error { return txn.Set(old.key, old.value) })
+			return e.write(func(txn *badgerdb.Txn) error {
+				return txn.SetEntry(badgerdb.NewEntry(old.key, old.value).WithMeta(restoredMeta))
+			})
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
