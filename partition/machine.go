@@ -35,6 +35,9 @@ type machine struct {
 	pins int
 	// durable is the index of the newest durable checkpoint.
 	durable uint64
+	// failed is why state and store no longer agree: nothing is applied, and no
+	// checkpoint taken, any more.
+	failed error
 	// reused by Apply
 	chunks []storage.Chunk
 	marks  []storage.IndexEntry
@@ -99,7 +102,7 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		// What verifies is served all the same, and reads meet the damage by name.
 		m.damaged(describe(ErrDamaged, "the newest records could not all be read, so message ids of the last minutes are not all known: %v", err))
 	case err != nil:
-		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
+		return 0, fmt.Errorf("open partition %s: %w", m.id, errors.Join(err, store.Close()))
 	}
 	m.window.Store(st.ids)
 	m.show(nil)
@@ -119,21 +122,48 @@ func (m *machine) rebuildWindow() error {
 	s := m.state
 	s.ids = newIDWindow()
 	from, err := m.offsetAt(s.logTime-messageIDWindow.Milliseconds(), bounds{start: s.start, next: s.next})
-	if err != nil || from >= s.next {
+	if err != nil {
 		return err
 	}
-	return m.store.Read(from, func(c storage.Chunk) bool {
-		if c.Base < s.next {
-			s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+	// The chunk that holds from may begin, and have its mark, below it.
+	if from, err = m.markBelow(from); err != nil {
+		return err
+	}
+	for from < s.next {
+		k, v, ok, err := m.store.Seek(markKey(from), markKey(s.next))
+		if err != nil || !ok {
+			return err
 		}
-		return true
-	})
+		mk, err := parseMark(k, v)
+		if err != nil {
+			return err
+		}
+		if mk.ids {
+			if err := m.store.Read(mk.offset, func(c storage.Chunk) bool {
+				s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+				return false
+			}); err != nil {
+				return err
+			}
+		}
+		from = mk.offset + 1
+	}
+	return nil
 }
 
 // Apply implements replication.StateMachine.
 func (m *machine) Apply(entries []replication.Entry) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.failed == nil {
+		m.failed = m.applyAll(entries)
+	}
+	return m.failed
+}
+
+// applyAll is Apply with applying held. After an error state may be ahead of what
+// is stored.
+func (m *machine) applyAll(entries []replication.Entry) error {
 	m.chunks, m.marks = m.chunks[:0], m.marks[:0]
 	bytes := 0
 	for i := range entries {
@@ -224,7 +254,7 @@ func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (resul
 	m.chunks = append(m.chunks, storage.Chunk{
 		Base: base, Last: s.next - 1, Index: index, LogTime: s.logTime, Meta: meta, Data: data,
 	})
-	if mark, due := s.mark(base, before); due {
+	if mark, due := s.mark(base, before, len(meta) > 0); due {
 		m.marks = append(m.marks, mark)
 	}
 	return results, nil
@@ -288,7 +318,10 @@ func (m *machine) relax() {
 func (m *machine) Capture() (storage.Checkpoint, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	if m.state.index == m.durable {
+	switch {
+	case m.failed != nil:
+		return storage.Checkpoint{Log: m.id}, m.failed
+	case m.state.index == m.durable:
 		return storage.Checkpoint{}, storage.ErrUnchanged
 	}
 	return m.capture(), nil
@@ -309,14 +342,26 @@ func (m *machine) Durable(c storage.Checkpoint) {
 	if m.pins > 0 || m.store == nil || m.damage.Load() != nil {
 		return
 	}
-	if err := m.store.Trim(c.Mark.Start, markKey(c.Mark.Start)); err != nil {
+	below, err := m.markBelow(c.Mark.Start)
+	if err == nil {
+		err = m.store.Trim(c.Mark.Start, markKey(below))
+	}
+	if err != nil {
 		m.log.Error().Err(err).Str("log", m.id.String()).Int64("start", c.Mark.Start).
 			Msg("space below the start offset could not be given back; it is tried again at the next checkpoint")
 	}
 }
 
-// Sync implements replication.StateMachine.
-func (m *machine) Sync() error { return m.checkpoints.Sync(context.Background()) }
+// Sync implements replication.StateMachine. A round that had to leave this log out
+// is no success: the replicated log would be cut at what is not stored.
+func (m *machine) Sync() error {
+	if err := m.checkpoints.Sync(context.Background()); err != nil {
+		return err
+	}
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	return m.failed
+}
 
 // Close implements replication.StateMachine.
 func (m *machine) Close() error {

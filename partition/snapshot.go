@@ -2,7 +2,6 @@ package partition
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,6 +36,9 @@ type snapshotPoint struct {
 func (m *machine) PrepareSnapshot() (any, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.failed != nil {
+		return nil, m.failed
+	}
 	return &snapshotPoint{checkpoint: m.capture()}, nil
 }
 
@@ -132,12 +134,13 @@ func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 		return fmt.Errorf("recover from snapshot: %w", err)
 	}
 	m.applying.Lock()
-	if err := m.restore(s, br, stop); err != nil {
-		m.applying.Unlock()
+	m.failed = m.restore(s, br, stop) // after an error the store holds a part of it
+	err = m.failed
+	m.applying.Unlock()
+	if err != nil {
 		return fmt.Errorf("recover from snapshot: %w", err)
 	}
-	m.applying.Unlock()
-	return m.checkpoints.Sync(context.Background())
+	return m.Sync()
 }
 
 func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) error {
@@ -176,7 +179,7 @@ func (m *machine) restore(s *state, br *bufio.Reader, stop <-chan struct{}) erro
 		before := s.stored
 		s.stored += int64(len(c.Data))
 		var idx []storage.IndexEntry
-		if mk, due := s.mark(c.Base, before); due {
+		if mk, due := s.mark(c.Base, before, len(c.Meta) > 0); due {
 			idx = append(idx, mk)
 		}
 		if err := m.store.Append([]storage.Chunk{c}, idx); err != nil {
