@@ -31,8 +31,8 @@ type snapshotPoint struct {
 	checkpoint storage.Checkpoint
 }
 
-// PrepareSnapshot implements replication.StateMachine. Chunks that the snapshot covers
-// stay on disk until SaveSnapshot is done.
+// PrepareSnapshot implements replication.StateMachine. It pins nothing, as nobody
+// promises that SaveSnapshot follows.
 func (m *machine) PrepareSnapshot() (any, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
@@ -42,12 +42,13 @@ func (m *machine) PrepareSnapshot() (any, error) {
 	return &snapshotPoint{checkpoint: m.capture()}, nil
 }
 
-// SaveSnapshot implements replication.StateMachine.
+// SaveSnapshot implements replication.StateMachine. Chunks stay on disk while it
+// reads. What was trimmed before, or is missing, makes it fail: the receiver's log
+// would have a hole.
 func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error {
 	p := point.(*snapshotPoint).checkpoint
 	m.applying.Lock()
 	m.pins++
-	start := m.state.start
 	m.applying.Unlock()
 	defer func() {
 		m.applying.Lock()
@@ -75,6 +76,9 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 			return false
 		default:
 		}
+		if c.Base > next {
+			return false
+		}
 		frame = appendFrame(frame[:0], c)
 		_, failed = bw.Write(frame)
 		next = c.Last + 1
@@ -84,7 +88,10 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 		return fmt.Errorf("save snapshot: %w", err)
 	}
 	if next < p.Mark.Next {
-		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d (start is now %d)", storage.ErrCorrupt, next, p.Mark.Next, start)
+		if start := m.look().start; next < start {
+			return fmt.Errorf("save snapshot: offset %d was trimmed meanwhile, the log starts at %d now: ask again", next, start)
+		}
+		return fmt.Errorf("save snapshot: %w: offset %d is missing", storage.ErrCorrupt, next)
 	}
 	if err := bw.WriteByte('e'); err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
