@@ -52,14 +52,25 @@ type appender struct {
 	ids map[idHash]*idWait // message ids that are taken and not settled
 }
 
-// idWait collects publishes that repeat a message id which is under way.
+// idWait collects publishes that repeat a message id which is under way. They
+// take room in the queue as records do.
 type idWait struct {
 	waiters []waiter
+	bytes   int
 }
 
 type waiter struct {
 	receiver Receiver
 	reply    []byte
+}
+
+// join adds a publish to those that wait for w's outcome. mu is held.
+func (a *appender) join(w *idWait, reply []byte, rcv Receiver) {
+	w.waiters = append(w.waiters, waiter{receiver: rcv, reply: append([]byte(nil), reply...)})
+	size := recordOverhead + len(reply)
+	w.bytes += size
+	a.bytes += size
+	a.count++
 }
 
 func newAppender(p *Partition) *appender {
@@ -102,7 +113,7 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 		select {
 		case <-freed:
 		case <-timer:
-			return describe(ErrBusy, "%s: %d bytes wait to be committed, at most %d are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueBytes, a.p.c.Limits.QueueBytes)
+			return describe(ErrBusy, "%s: too much waits to be committed, at most %d records and %d bytes are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueRecords, a.p.c.Limits.QueueBytes)
 		case <-ctx.Done():
 			return describe(ErrBusy, "%s: gave up while the queue was full: %v", a.p.name, ctx.Err())
 		}
@@ -112,13 +123,11 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 
 // append takes one record.
 func (a *appender) append(ctx context.Context, pub *Publication) *Error {
-	size := len(pub.Record.Key) + len(pub.Record.Value) + recordOverhead
-	for i := range pub.Record.Headers {
-		size += len(pub.Record.Headers[i].Key) + len(pub.Record.Headers[i].Value) + 4
+	size := pub.Record.Size()
+	if limit := a.p.c.Limits.MaxRecordBytes; size > limit {
+		return describe(ErrTooLarge, "%s: a record of %d bytes, at most %d are allowed", a.p.name, size, limit)
 	}
-	if limit := a.p.c.Limits.MaxRecordBytes; size-recordOverhead > limit {
-		return describe(ErrTooLarge, "%s: a record of %d bytes, at most %d are allowed", a.p.name, size-recordOverhead, limit)
-	}
+	size += recordOverhead + 4*len(pub.Record.Headers) + len(pub.Reply)
 	var hash idHash
 	if pub.MsgID != nil {
 		hash = hashMessageID(pub.MsgID)
@@ -129,7 +138,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 	if pub.MsgID != nil {
 		if w := a.ids[hash]; w != nil {
 			// The first one's outcome is this one's too.
-			w.waiters = append(w.waiters, waiter{receiver: pub.Receiver, reply: append([]byte(nil), pub.Reply...)})
+			a.join(w, pub.Reply, pub.Receiver)
 			a.mu.Unlock()
 			return nil
 		}
@@ -212,7 +221,8 @@ func (a *appender) finishItem() {
 
 // appendBatch takes a batch that the caller has checked, with its message ids.
 func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, expect int64, reply []byte, rcv Receiver) *Error {
-	if err := a.admit(ctx, len(b), b.Count(), nil); err != nil {
+	size := len(b) + recordOverhead + len(reply)
+	if err := a.admit(ctx, size, b.Count(), nil); err != nil {
 		return err
 	}
 	if len(ids) > 0 {
@@ -237,9 +247,9 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 	})
 	g.buf = append(g.buf, b...)
 	g.addPending(rcv, reply)
-	g.bytes += len(b)
+	g.bytes += size
 	g.count += b.Count()
-	a.bytes += len(b)
+	a.bytes += size
 	a.count += b.Count()
 	if a.openSize() >= a.p.c.Limits.GroupBytes {
 		a.seal()
@@ -249,18 +259,12 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 	return nil
 }
 
-// duplicateBatch deals with a batch some of whose message ids were seen. It
-// returns with mu held only when neither done nor an error is returned.
+// duplicateBatch deals with a batch some of whose message ids were seen; they
+// differ from each other. It returns with mu held only when neither done nor an error is returned.
 func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done bool, err *Error) {
 	known, offset := 0, int64(-1)
 	var under *idWait
 	for i := range ids {
-		for j := range ids[:i] {
-			if ids[i].hash == ids[j].hash {
-				a.mu.Unlock()
-				return false, describe(ErrInvalidBatch, "%s: records %d and %d of the batch have the same message id", a.p.name, ids[j].delta, ids[i].delta)
-			}
-		}
 		if w := a.ids[ids[i].hash]; w != nil {
 			under = w
 			known++
@@ -278,7 +282,7 @@ func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done 
 		a.mu.Unlock()
 		return false, describe(ErrInvalidBatch, "%s: %d of the batch's %d message ids were published before: send records with ids one a batch", a.p.name, known, len(ids))
 	case under != nil:
-		under.waiters = append(under.waiters, waiter{receiver: rcv, reply: append([]byte(nil), reply...)})
+		a.join(under, reply, rcv)
 		a.mu.Unlock()
 		return true, nil
 	}
@@ -381,6 +385,8 @@ func (a *appender) forget(g *group) (waits []*idWait) {
 	for i := range g.hashes {
 		w := a.ids[g.hashes[i].hash]
 		if w != nil && len(w.waiters) > 0 {
+			a.bytes -= w.bytes
+			a.count -= len(w.waiters)
 			if waits == nil {
 				waits = make([]*idWait, len(g.hashes))
 			}

@@ -441,7 +441,9 @@ func (p *Partition) rebuildItem(g *group, it *groupItem, waits []*idWait) (late 
 			panic("append own record again: " + err.Error())
 		}
 		if wait != nil {
-			a.ids[hash].waiters = wait.waiters
+			*a.ids[hash] = *wait
+			a.bytes += wait.bytes
+			a.count += len(wait.waiters)
 		}
 		a.open.count++
 		a.count++
