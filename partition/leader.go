@@ -100,6 +100,8 @@ func (p *Partition) start(l *leadership) bool {
 			var r replication.Result
 			if r, err = pending.Wait(); err == nil {
 				if r.Value == resultOK {
+					// Only now is all of the terms before applied here, with their log time.
+					l.clock = newLogClock(p.c.Clock, p.m.look().logTime)
 					return true
 				}
 				return false // a newer term has started
