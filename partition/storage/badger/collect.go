@@ -108,11 +108,12 @@ func (e *Engine) dropAside() error {
 // flush; dropping a prefix does it, and stops writes only that long: there is
 // nothing to drop but one key.
 func (e *Engine) compact() error {
+	freed := e.garbage.Load() // before the flush: what is freed later may miss it
 	if err := e.flush(); err != nil {
 		// It may have given up in the middle, with memtables half released.
 		return e.fail(fmt.Errorf("flush badger's memtable: %w", err))
 	}
-	e.garbage.Store(0)
+	e.garbage.Add(-freed)
 	return e.db.Flatten(1)
 }
 
@@ -152,7 +153,9 @@ func (e *Engine) collectOne() (more bool, err error) {
 	e.log.rewriting.Store(&before)
 	err = e.runGC()
 	e.log.rewriting.Store(nil)
-	e.step("rewritten")
+	if noted {
+		e.step("rewritten")
+	}
 	switch {
 	case !noted && (errors.Is(err, badgerdb.ErrNoRewrite) || errors.Is(err, badgerdb.ErrRejected)):
 		return false, nil

@@ -1,5 +1,3 @@
-//go:build linux
-
 package badger
 
 import (
@@ -37,18 +35,7 @@ const (
 // justCollected is what a child says when a file was rewritten and not yet synced.
 const justCollected = "collected"
 
-const childDir, childMutant = "PARLEY_POWER_CHILD", "PARLEY_POWER_MUTANT"
-
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDir); dir != "" {
-		if err := powerChild(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+const powerChildDir, powerMutant = "PARLEY_POWER_CHILD", "PARLEY_POWER_MUTANT"
 
 // childLog appends chunks whose bounds and content follow from their base alone,
 // so that another process can check them.
@@ -88,7 +75,7 @@ func (l *childLog) Durable(c storage.Checkpoint) {
 
 // powerChild writes until somebody kills it.
 func powerChild(dir string) error {
-	mutant := os.Getenv(childMutant)
+	mutant := os.Getenv(powerMutant)
 	h := hooks{midCollect: func(step string) {
 		if step != "rewritten" {
 			return
@@ -228,7 +215,7 @@ func (d *loopDisk) restart(t *testing.T) {
 func (d *loopDisk) run(t *testing.T, mutant string, words int) map[int]storage.Mark {
 	t.Helper()
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), childDir+"="+d.dir, childMutant+"="+mutant)
+	child.Env = append(os.Environ(), powerChildDir+"="+d.dir, powerMutant+"="+mutant)
 	child.Dir = "/"
 	var stderr strings.Builder
 	child.Stderr = &stderr

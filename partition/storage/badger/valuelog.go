@@ -187,6 +187,31 @@ func mapped(path string, f func(data []byte) error) error {
 	return errors.Join(guarded(func() error { return f(data) }), unix.Munmap(data))
 }
 
+// lastNonZero returns the end of what is not zero in a file.
+func lastNonZero(path string, size int64) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for size > 0 {
+		from := max(size-int64(len(buf)), 0)
+		b := buf[:size-from]
+		if _, err := f.ReadAt(b, from); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if !allZero(b) {
+			for b[len(b)-1] == 0 {
+				b = b[:len(b)-1]
+			}
+			return from + int64(len(b)), nil
+		}
+		size = from
+	}
+	return 0, nil
+}
+
 func allZero(b []byte) bool {
 	var zero [64 << 10]byte
 	for len(b) > 0 {
