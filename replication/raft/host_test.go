@@ -169,6 +169,7 @@ func TestFatal(t *testing.T) {
 	for by, want := range map[string]string{
 		"apply": "FATAL apply entries",
 		"log":   "FATAL raft log: ",
+		"store": "older than this replica's Raft log",
 	} {
 		t.Run(by, func(t *testing.T) {
 			t.Parallel()
@@ -186,6 +187,28 @@ func TestFatal(t *testing.T) {
 	}
 }
 
+// older opens with less than the log was cut behind.
+type older struct{ discard }
+
+func (older) Open(<-chan struct{}) (uint64, error) { return 3, nil }
+
+func reopenOlder(t *testing.T, c Config) {
+	c.SnapshotCount, c.RetainBytes = 20, 1
+	h := mustHost(t, c)
+	l := mustLead(t, h, discard{})
+	for n := 0; h.Figures()["cuts"] == 0; n++ {
+		if n > 10_000 {
+			t.Fatal("the log was not cut")
+		}
+		mustPropose(t, l, "x")
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustLead(t, mustHost(t, c), older{})
+	t.Fatal("it went on")
+}
+
 func die(t *testing.T, dir, by string) {
 	c := testConfig(dir)
 	c.Logger = zerolog.Nop()
@@ -194,6 +217,10 @@ func die(t *testing.T, dir, by string) {
 		os.Exit(3)
 	}
 	c.WriteBuffer = 1 << 20
+	if by == "store" {
+		reopenOlder(t, c)
+		return
+	}
 	h := mustHost(t, c)
 	var sm replication.StateMachine = broken{}
 	if by == "log" {

@@ -63,7 +63,12 @@ func (l lines) Errorf(format string, args ...any) { l.log(zerolog.ErrorLevel, fo
 // Panicf is how dragonboat says most of its last words.
 func (l lines) Panicf(format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	lastWords(fmt.Errorf("raft gave up: %s (%s)", message, l.pkg))
+	hint := ""
+	if strings.Contains(format, "ss.OnDiskIndex (%d) > s.onDiskInitIndex") {
+		hint = ": what the state machine stores is older than this replica's Raft log, which was cut behind it: " +
+			"both must come from the same copy of the data directory"
+	}
+	lastWords(fmt.Errorf("raft gave up: %s (%s)%s", message, l.pkg, hint))
 	panic(message)
 }
 
