@@ -138,15 +138,21 @@ func (m *machine) rebuildWindow() error {
 		if err != nil {
 			return err
 		}
-		if mk.ids {
-			if err := m.store.Read(mk.offset, func(c storage.Chunk) bool {
-				s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
-				return false
-			}); err != nil {
-				return err
-			}
-		}
 		from = mk.offset + 1
+		if !mk.ids {
+			continue
+		}
+		// Where ids are many, chunk follows chunk: a look at each mark would cost more.
+		if err := m.store.Read(mk.offset, func(c storage.Chunk) bool {
+			if len(c.Meta) == 0 || c.Base >= s.next {
+				return false
+			}
+			s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+			from = c.Last + 1
+			return true
+		}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
