@@ -177,6 +177,11 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 		b.stopping.Store(true)
 		return nil, errors.Join(err, b.shut(context.Background()))
 	}
+	// What failed once there was work in the background, but before fatal could
+	// tell that Start was through.
+	if err := b.failed.Load(); err != nil {
+		return nil, errors.Join(*err, b.Close(context.Background()))
+	}
 	return b, nil
 }
 

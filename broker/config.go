@@ -91,7 +91,9 @@ type Config struct {
 	Logger zerolog.Logger
 	Clock  func() time.Time
 	// OnFatal is told why, before the broker stops by itself because its disk
-	// failed. Wait returns the same error.
+	// failed. Wait returns the same error. It is called by the goroutine that met the
+	// failure, under locks that Close needs: it may end the process, but not call
+	// Close. Where Raft or what it applies to failed, that goroutine panics after it.
 	OnFatal func(error)
 
 	// What follows has defaults that only tests and embedding programs change.

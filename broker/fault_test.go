@@ -15,6 +15,7 @@ import (
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/partition/storage/memory"
+	"github.com/parleymq/parley/replication"
 )
 
 var errDisk = errors.New("input/output error")
@@ -90,6 +91,28 @@ func TestDiskFails(t *testing.T) {
 		t.Errorf("told again: %v", <-told)
 	}
 	_ = b.Close(context.Background()) // says the same as the first one
+}
+
+// idleHost runs no replicas.
+type idleHost struct{ replication.Host }
+
+func (idleHost) Close() error { return nil }
+
+// TestDiskFailsDuringStart: a failure that is met while the broker starts ends the
+// start, whoever meets it; nobody gets a broker that never acks and never stops.
+func TestDiskFailsDuringStart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	_, err := broker.Start(t.Context(), brokertest.Config(dir, func(c *broker.Config) {
+		c.OpenHost = func(h broker.HostConfig) (replication.Host, error) {
+			h.OnFatal(errDisk)
+			return idleHost{}, nil
+		}
+	}))
+	if !errors.Is(err, errDisk) {
+		t.Fatalf("start: %v", err)
+	}
+	brokertest.StartIn(t, dir) // nothing is left behind
 }
 
 // TestRetention: what is trimmed is out of range, with the bounds, and a reader

@@ -45,20 +45,32 @@ type appender struct {
 	freed chan struct{}
 
 	bytes, count int // taken and not yet settled
+	lastSize     int // of the newest sealed group's entry
 	inFlight     int
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
 
 	ids map[idHash]*idWait // message ids that are taken and not settled
 }
 
-// idWait collects publishes that repeat a message id which is under way.
+// idWait collects publishes that repeat a message id which is under way. They
+// take room in the queue as records do.
 type idWait struct {
 	waiters []waiter
+	bytes   int
 }
 
 type waiter struct {
 	receiver Receiver
 	reply    []byte
+}
+
+// join adds a publish to those that wait for w's outcome. mu is held.
+func (a *appender) join(w *idWait, reply []byte, rcv Receiver) {
+	w.waiters = append(w.waiters, waiter{receiver: rcv, reply: append([]byte(nil), reply...)})
+	size := recordOverhead + len(reply)
+	w.bytes += size
+	a.bytes += size
+	a.count++
 }
 
 func newAppender(p *Partition) *appender {
@@ -101,7 +113,7 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 		select {
 		case <-freed:
 		case <-timer:
-			return describe(ErrBusy, "%s: %d bytes wait to be committed, at most %d are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueBytes, a.p.c.Limits.QueueBytes)
+			return describe(ErrBusy, "%s: too much waits to be committed, at most %d records and %d bytes are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueRecords, a.p.c.Limits.QueueBytes)
 		case <-ctx.Done():
 			return describe(ErrBusy, "%s: gave up while the queue was full: %v", a.p.name, ctx.Err())
 		}
@@ -111,13 +123,11 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 
 // append takes one record.
 func (a *appender) append(ctx context.Context, pub *Publication) *Error {
-	size := len(pub.Record.Key) + len(pub.Record.Value) + recordOverhead
-	for i := range pub.Record.Headers {
-		size += len(pub.Record.Headers[i].Key) + len(pub.Record.Headers[i].Value) + 4
+	size := pub.Record.Size()
+	if limit := a.p.c.Limits.MaxRecordBytes; size > limit {
+		return describe(ErrTooLarge, "%s: a record of %d bytes, at most %d are allowed", a.p.name, size, limit)
 	}
-	if limit := a.p.c.Limits.MaxRecordBytes; size-recordOverhead > limit {
-		return describe(ErrTooLarge, "%s: a record of %d bytes, at most %d are allowed", a.p.name, size-recordOverhead, limit)
-	}
+	size += recordOverhead + 4*len(pub.Record.Headers) + len(pub.Reply)
 	var hash idHash
 	if pub.MsgID != nil {
 		hash = hashMessageID(pub.MsgID)
@@ -128,7 +138,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 	if pub.MsgID != nil {
 		if w := a.ids[hash]; w != nil {
 			// The first one's outcome is this one's too.
-			w.waiters = append(w.waiters, waiter{receiver: pub.Receiver, reply: append([]byte(nil), pub.Reply...)})
+			a.join(w, pub.Reply, pub.Receiver)
 			a.mu.Unlock()
 			return nil
 		}
@@ -160,7 +170,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 // take puts a record into the open batch, or into a new one where it doesn't fit.
 func (a *appender) take(pub *Publication, hash idHash) *Error {
 	if a.open == nil {
-		a.open = newGroup(kindAppend, a.p.c.Limits.GroupBytes/8)
+		a.open = newGroup(kindAppend, a.lastSize)
 	}
 	// A compare-and-append stands alone: the batch is the unit of rejection.
 	if pub.Expect >= 0 || a.item.expect >= 0 || a.item.builder.Size() >= batchTarget {
@@ -211,7 +221,8 @@ func (a *appender) finishItem() {
 
 // appendBatch takes a batch that the caller has checked, with its message ids.
 func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, expect int64, reply []byte, rcv Receiver) *Error {
-	if err := a.admit(ctx, len(b), b.Count(), nil); err != nil {
+	size := len(b) + recordOverhead + len(reply)
+	if err := a.admit(ctx, size, b.Count(), nil); err != nil {
 		return err
 	}
 	if len(ids) > 0 {
@@ -221,7 +232,7 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 		}
 	}
 	if a.open == nil {
-		a.open = newGroup(kindAppend, max(a.p.c.Limits.GroupBytes/8, len(b)+64))
+		a.open = newGroup(kindAppend, max(a.lastSize, len(b)+itemOverhead+len(ids)*idEntrySize))
 	}
 	a.finishItem()
 	g := a.open
@@ -236,9 +247,9 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 	})
 	g.buf = append(g.buf, b...)
 	g.addPending(rcv, reply)
-	g.bytes += len(b)
+	g.bytes += size
 	g.count += b.Count()
-	a.bytes += len(b)
+	a.bytes += size
 	a.count += b.Count()
 	if a.openSize() >= a.p.c.Limits.GroupBytes {
 		a.seal()
@@ -248,18 +259,12 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 	return nil
 }
 
-// duplicateBatch deals with a batch some of whose message ids were seen. It
-// returns with mu held only when neither done nor an error is returned.
+// duplicateBatch deals with a batch some of whose message ids were seen; they
+// differ from each other. It returns with mu held only when neither done nor an error is returned.
 func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done bool, err *Error) {
 	known, offset := 0, int64(-1)
 	var under *idWait
 	for i := range ids {
-		for j := range ids[:i] {
-			if ids[i].hash == ids[j].hash {
-				a.mu.Unlock()
-				return false, describe(ErrInvalidBatch, "%s: records %d and %d of the batch have the same message id", a.p.name, ids[j].delta, ids[i].delta)
-			}
-		}
 		if w := a.ids[ids[i].hash]; w != nil {
 			under = w
 			known++
@@ -277,7 +282,7 @@ func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done 
 		a.mu.Unlock()
 		return false, describe(ErrInvalidBatch, "%s: %d of the batch's %d message ids were published before: send records with ids one a batch", a.p.name, known, len(ids))
 	case under != nil:
-		under.waiters = append(under.waiters, waiter{receiver: rcv, reply: append([]byte(nil), reply...)})
+		a.join(under, reply, rcv)
 		a.mu.Unlock()
 		return true, nil
 	}
@@ -325,6 +330,9 @@ func (a *appender) seal() {
 		return
 	}
 	a.ready = append(a.ready, a.open)
+	// The log keeps the buffer, so the next group needs one of its own: about as
+	// large as this one, so that it neither grows by copying nor wastes much.
+	a.lastSize = min(len(a.open.buf), a.p.c.Limits.GroupBytes)
 	a.open = nil
 }
 
@@ -377,6 +385,8 @@ func (a *appender) forget(g *group) (waits []*idWait) {
 	for i := range g.hashes {
 		w := a.ids[g.hashes[i].hash]
 		if w != nil && len(w.waiters) > 0 {
+			a.bytes -= w.bytes
+			a.count -= len(w.waiters)
 			if waits == nil {
 				waits = make([]*idWait, len(g.hashes))
 			}

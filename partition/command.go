@@ -59,6 +59,9 @@ const (
 	flagIDs
 )
 
+// itemOverhead is what stands before an item's batch, message ids apart.
+const itemOverhead = 1 + 8 + 4
+
 const (
 	idHashSize  = 16
 	idEntrySize = 4 + idHashSize

@@ -12,7 +12,10 @@ import (
 // search over offsets and then a short scan.
 //
 //	key:   'o', offset (8)
-//	value: log time (8), bytes stored before (8)
+//	value: log time (8), bytes stored before (8), and a 1 where the chunk holds message ids
+//
+// Every chunk with message ids has a mark, so that the window is rebuilt without
+// reading what holds none: after a busy minute that would be gigabytes.
 const (
 	markEveryBytes = 256 << 10
 	markEveryMS    = 1000
@@ -27,28 +30,44 @@ func markKey(offset int64) []byte {
 
 type mark struct {
 	offset, logTime, before int64
+	ids                     bool
 }
 
 // mark returns the index entry for a chunk at base, if one is due.
-func (s *state) mark(base, before int64) (storage.IndexEntry, bool) {
-	if before != 0 && s.stored-s.marked < markEveryBytes && s.logTime-s.markedAt < markEveryMS {
+func (s *state) mark(base, before int64, ids bool) (storage.IndexEntry, bool) {
+	if !ids && before != 0 && s.stored-s.marked < markEveryBytes && s.logTime-s.markedAt < markEveryMS {
 		return storage.IndexEntry{}, false
 	}
 	s.marked, s.markedAt = s.stored, s.logTime
-	v := make([]byte, 16)
+	v := make([]byte, 16, 17)
 	binary.BigEndian.PutUint64(v, uint64(s.logTime))
 	binary.BigEndian.PutUint64(v[8:], uint64(before))
+	if ids {
+		v = append(v, 1)
+	}
 	return storage.IndexEntry{Key: markKey(base), Value: v}, true
 }
 
+// markBelow returns the offset of the newest mark at or below offset, or offset
+// where there is none.
+func (m *machine) markBelow(offset int64) (int64, error) {
+	k, v, ok, err := m.store.SeekBack(markKey(offset))
+	if err != nil || !ok {
+		return offset, err
+	}
+	mk, err := parseMark(k, v)
+	return mk.offset, err
+}
+
 func parseMark(k, v []byte) (mark, error) {
-	if len(k) != 9 || k[0] != 'o' || len(v) != 16 {
+	if len(k) != 9 || k[0] != 'o' || len(v) != 16 && len(v) != 17 {
 		return mark{}, storage.ErrCorrupt
 	}
 	return mark{
 		offset:  int64(binary.BigEndian.Uint64(k[1:])),
 		logTime: int64(binary.BigEndian.Uint64(v)),
 		before:  int64(binary.BigEndian.Uint64(v[8:])),
+		ids:     len(v) == 17,
 	}, nil
 }
 

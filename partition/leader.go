@@ -100,6 +100,8 @@ func (p *Partition) start(l *leadership) bool {
 			var r replication.Result
 			if r, err = pending.Wait(); err == nil {
 				if r.Value == resultOK {
+					// Only now is all of the terms before applied here, with their log time.
+					l.clock = newLogClock(p.c.Clock, p.m.look().logTime)
 					return true
 				}
 				return false // a newer term has started
@@ -441,7 +443,9 @@ func (p *Partition) rebuildItem(g *group, it *groupItem, waits []*idWait) (late 
 			panic("append own record again: " + err.Error())
 		}
 		if wait != nil {
-			a.ids[hash].waiters = wait.waiters
+			*a.ids[hash] = *wait
+			a.bytes += wait.bytes
+			a.count += len(wait.waiters)
 		}
 		a.open.count++
 		a.count++

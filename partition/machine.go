@@ -3,6 +3,7 @@ package partition
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,9 @@ type machine struct {
 	restoring bool
 	// durable is the index of the newest durable checkpoint.
 	durable uint64
+	// failed is why state and store no longer agree: nothing is applied, and no
+	// checkpoint taken, any more.
+	failed error
 	// reused by Apply
 	chunks []storage.Chunk
 	marks  []storage.IndexEntry
@@ -90,17 +94,17 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		}
 		st = s
 	}
-	store, err := openStore(m.engine, m.id, storage.Mark{Start: st.start, Next: st.next}, func(d *Error) {
-		m.damage.Store(d)
-		m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
-			Msg("stored records are missing: what verifies is served, the rest is refused, nothing is deleted")
-	})
+	store, err := openStore(m.engine, m.id, storage.Mark{Start: st.start, Next: st.next}, m.damaged)
 	if err != nil {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
 	m.state, m.store, m.durable = st, store, st.index
-	if err := m.rebuildWindow(); err != nil {
-		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
+	switch err := m.rebuildWindow(); {
+	case errors.Is(err, storage.ErrCorrupt):
+		// What verifies is served all the same, and reads meet the damage by name.
+		m.damaged(describe(ErrDamaged, "the newest records could not all be read, so message ids of the last minutes are not all known: %v", err))
+	case err != nil:
+		return 0, fmt.Errorf("open partition %s: %w", m.id, errors.Join(err, store.Close()))
 	}
 	m.window.Store(st.ids)
 	m.show(nil)
@@ -108,26 +112,66 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 	return st.index, nil
 }
 
+// damaged notes that not everything stored can be read. From here on nothing is trimmed.
+func (m *machine) damaged(d *Error) {
+	m.damage.Store(d)
+	m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
+		Msg("stored records are missing or damaged: what verifies is served, the rest is refused, nothing is deleted")
+}
+
 // rebuildWindow reads the message ids of the log's last minutes.
 func (m *machine) rebuildWindow() error {
 	s := m.state
 	s.ids = newIDWindow()
 	from, err := m.offsetAt(s.logTime-messageIDWindow.Milliseconds(), bounds{start: s.start, next: s.next})
-	if err != nil || from >= s.next {
+	if err != nil {
 		return err
 	}
-	return m.store.Read(from, func(c storage.Chunk) bool {
-		if c.Base < s.next {
-			s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+	// The chunk that holds from may begin, and have its mark, below it.
+	if from, err = m.markBelow(from); err != nil {
+		return err
+	}
+	for from < s.next {
+		k, v, ok, err := m.store.Seek(markKey(from), markKey(s.next))
+		if err != nil || !ok {
+			return err
 		}
-		return true
-	})
+		mk, err := parseMark(k, v)
+		if err != nil {
+			return err
+		}
+		from = mk.offset + 1
+		if !mk.ids {
+			continue
+		}
+		// Where ids are many, chunk follows chunk: a look at each mark would cost more.
+		if err := m.store.Read(mk.offset, func(c storage.Chunk) bool {
+			if len(c.Meta) == 0 || c.Base >= s.next {
+				return false
+			}
+			s.ids.addMeta(c.Meta, c.Base, c.LogTime, s.start)
+			from = c.Last + 1
+			return true
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Apply implements replication.StateMachine.
 func (m *machine) Apply(entries []replication.Entry) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.failed == nil {
+		m.failed = m.applyAll(entries)
+	}
+	return m.failed
+}
+
+// applyAll is Apply with applying held. After an error state may be ahead of what
+// is stored.
+func (m *machine) applyAll(entries []replication.Entry) error {
 	m.chunks, m.marks = m.chunks[:0], m.marks[:0]
 	bytes := 0
 	for i := range entries {
@@ -218,7 +262,7 @@ func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (resul
 	m.chunks = append(m.chunks, storage.Chunk{
 		Base: base, Last: s.next - 1, Index: index, LogTime: s.logTime, Meta: meta, Data: data,
 	})
-	if mark, due := s.mark(base, before); due {
+	if mark, due := s.mark(base, before, len(meta) > 0); due {
 		m.marks = append(m.marks, mark)
 	}
 	return results, nil
@@ -282,7 +326,10 @@ func (m *machine) relax() {
 func (m *machine) Capture() (storage.Checkpoint, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	if m.state.index == m.durable || m.restoring {
+	switch {
+	case m.failed != nil:
+		return storage.Checkpoint{Log: m.id}, m.failed
+	case m.state.index == m.durable || m.restoring:
 		return storage.Checkpoint{}, storage.ErrUnchanged
 	}
 	return m.capture(), nil
@@ -303,14 +350,26 @@ func (m *machine) Durable(c storage.Checkpoint) {
 	if m.pins > 0 || m.restoring || m.store == nil || m.damage.Load() != nil {
 		return
 	}
-	if err := m.store.Trim(c.Mark.Start, markKey(c.Mark.Start)); err != nil {
+	below, err := m.markBelow(c.Mark.Start)
+	if err == nil {
+		err = m.store.Trim(c.Mark.Start, markKey(below))
+	}
+	if err != nil {
 		m.log.Error().Err(err).Str("log", m.id.String()).Int64("start", c.Mark.Start).
 			Msg("space below the start offset could not be given back; it is tried again at the next checkpoint")
 	}
 }
 
-// Sync implements replication.StateMachine.
-func (m *machine) Sync() error { return m.checkpoints.Sync(context.Background()) }
+// Sync implements replication.StateMachine. A round that had to leave this log out
+// is no success: the replicated log would be cut at what is not stored.
+func (m *machine) Sync() error {
+	if err := m.checkpoints.Sync(context.Background()); err != nil {
+		return err
+	}
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	return m.failed
+}
 
 // Close implements replication.StateMachine.
 func (m *machine) Close() error {
@@ -354,8 +413,8 @@ func openStore(e storage.Engine, id storage.LogID, mark storage.Mark, damaged fu
 	if err == nil {
 		return store, nil
 	}
-	hole, ok := err.(*storage.HoleError)
-	if !ok {
+	var hole *storage.HoleError
+	if !errors.As(err, &hole) {
 		return nil, err
 	}
 	mark.AllowHoles = true

@@ -375,3 +375,27 @@ func (s spoiled) Read(offset int64, visit func(storage.Chunk) bool) error {
 		return !s.spoil(i, &c) || visit(c)
 	})
 }
+
+// TestSnapshotMeetsTrim: a snapshot whose first chunks went before it was read
+// fails where it is made, or its receiver would hold a log with a hole.
+func TestSnapshotMeetsTrim(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, _ := openMachine(t, memoryEngine(t, dir), dir)
+	chunksOf(t, m, 10)
+	point, err := m.PrepareSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.trimTo(t, 5)
+	var snap bytes.Buffer
+	if err := m.SaveSnapshot(point, &snap, nil); err == nil {
+		t.Error("a snapshot of offsets 0 to 9 was made of 5 to 9")
+	}
+	if point, err = m.PrepareSnapshot(); err == nil {
+		err = m.SaveSnapshot(point, &snap, nil)
+	}
+	if err != nil {
+		t.Fatalf("the next one: %v", err)
+	}
+}

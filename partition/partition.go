@@ -19,8 +19,11 @@
 package partition
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,6 +194,27 @@ func (p *Partition) Append(ctx context.Context, pub *Publication) error {
 type batchCheck struct {
 	checker record.Checker
 	ids     []idAt
+	sorted  []idAt
+}
+
+// repeat finds two records of the batch with the same message id.
+func (bc *batchCheck) repeat() (first, second idAt, found bool) {
+	if len(bc.ids) < 2 {
+		return
+	}
+	bc.sorted = append(bc.sorted[:0], bc.ids...)
+	slices.SortFunc(bc.sorted, func(a, b idAt) int {
+		if c := bytes.Compare(a.hash[:], b.hash[:]); c != 0 {
+			return c
+		}
+		return int(a.delta - b.delta)
+	})
+	for i := range bc.sorted[1:] {
+		if bc.sorted[i].hash == bc.sorted[i+1].hash {
+			return bc.sorted[i], bc.sorted[i+1], true
+		}
+	}
+	return
 }
 
 var messageIDHeader = []byte("Nats-Msg-Id")
@@ -206,15 +230,22 @@ func (p *Partition) AppendBatch(ctx context.Context, b record.Batch, expect int6
 	lim.MaxRecordBytes = p.c.Limits.MaxRecordBytes
 	err := bc.checker.CheckRecords(b, lim, func(i int, r *record.Record) error {
 		for h := range r.Headers {
-			if string(r.Headers[h].Key) == string(messageIDHeader) {
-				bc.ids = append(bc.ids, idAt{delta: int32(i), hash: hashMessageID(r.Headers[h].Value)})
+			// An empty id is none, or all records with one would be the same.
+			if v := r.Headers[h].Value; len(v) > 0 && string(r.Headers[h].Key) == string(messageIDHeader) {
+				bc.ids = append(bc.ids, idAt{delta: int32(i), hash: hashMessageID(v)})
 				break
 			}
 		}
 		return nil
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, record.ErrTooLarge):
+		return describe(ErrTooLarge, "%s: %v", p.name, err)
+	case err != nil:
 		return describe(ErrInvalidBatch, "%s: %v", p.name, err)
+	}
+	if one, two, found := bc.repeat(); found {
+		return describe(ErrInvalidBatch, "%s: records %d and %d of the batch have the same message id", p.name, one.delta, two.delta)
 	}
 	if err := p.a.appendBatch(ctx, b, bc.ids, expect, reply, rcv); err != nil {
 		return err

@@ -409,6 +409,19 @@ func TestBatchesOfAnIdempotentProducer(t *testing.T) {
 	if o := send("twin", batch(t, p, "a", "b")); o.Err != nil || !o.Duplicate || o.Offset != 0 {
 		t.Fatalf("%+v", o)
 	}
+	expect := int64(2)
+	for _, again := range []bool{false, true} {
+		q := record.Producer{ID: 11}
+		name := fmt.Sprint("expecting", again)
+		if err := r.p.AppendBatch(context.Background(), batch(t, q, "c"), expect, []byte(name), a); err != nil {
+			t.Fatal(err)
+		}
+		r.p.Flush()
+		r.until("answered", func() bool { return a.get(name) != Outcome{} })
+		if o := a.get(name); o.Err != nil || o.Duplicate != again || o.Offset != expect {
+			t.Fatalf("compare and append, again %v: %+v", again, o)
+		}
+	}
 	p.Sequence = 5
 	if o := send("gap", batch(t, p, "x")); !errors.Is(o.Err, ErrOutOfOrder) {
 		t.Fatalf("%+v", o)

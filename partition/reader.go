@@ -74,7 +74,10 @@ func (p *Partition) OffsetAt(timeMS int64) (int64, error) {
 		return 0, p.notLeader()
 	}
 	off, err := p.m.offsetAt(timeMS, p.m.look())
-	if err != nil {
+	switch {
+	case errors.Is(err, storage.ErrClosed):
+		return 0, closedUnder(p.name)
+	case err != nil:
 		return 0, describe(ErrDamaged, "%s: look up time %d: %v", p.name, timeMS, err)
 	}
 	return off, nil
@@ -87,9 +90,7 @@ func (m *machine) fetch(r FetchRequest, buf []byte, name string) (FetchResult, e
 	m.visible.RUnlock()
 	res := FetchResult{Start: b.start, Next: b.next, Batches: buf}
 	if r.Offset < b.start || r.Offset > b.next {
-		e := describe(ErrOutOfRange, "%s: offset %d is outside the log, which holds %d to %d", name, r.Offset, b.start, b.next)
-		e.Start, e.Next = b.start, b.next
-		return res, e
+		return res, outOfRange(name, r.Offset, b)
 	}
 	if r.Offset == b.next {
 		return res, nil
@@ -136,20 +137,29 @@ func (m *machine) fetchStored(r FetchRequest, res FetchResult, b bounds, limit i
 	if len(buf) > empty {
 		return res, nil // what comes after the damage is met by the next fetch
 	}
-	if err = errors.Join(err, bad); err != nil {
-		var e *Error
-		if errors.As(err, &e) {
-			return res, e
-		}
+	err = errors.Join(err, bad)
+	var e *Error
+	switch now := m.look(); {
+	case errors.Is(err, storage.ErrClosed):
+		return res, closedUnder(name)
+	case r.Offset < now.start: // trimmed since the bounds were taken
+		return res, outOfRange(name, r.Offset, now)
+	case errors.As(err, &e):
+		return res, e
+	case err != nil:
 		return res, describe(ErrDamaged, "%s: offset %d on this broker's disk: %v", name, r.Offset, err)
 	}
-	// Trimmed since the bounds were taken, or missing at the end of the log.
-	if now := m.look(); r.Offset < now.start {
-		e := describe(ErrOutOfRange, "%s: offset %d is outside the log, which holds %d to %d", name, r.Offset, now.start, now.next)
-		e.Start, e.Next = now.start, now.next
-		return res, e
-	}
 	return res, describe(ErrDamaged, "%s: offsets %d to %d are missing on this broker's disk", name, r.Offset, b.next-1)
+}
+
+func outOfRange(name string, offset int64, b bounds) *Error {
+	e := describe(ErrOutOfRange, "%s: offset %d is outside the log, which holds %d to %d", name, offset, b.start, b.next)
+	e.Start, e.Next = b.start, b.next
+	return e
+}
+
+func closedUnder(name string) *Error {
+	return describe(ErrClosed, "%s: the partition was closed on this broker meanwhile: try again", name)
 }
 
 // appendWithin appends the batches of data that end at or above offset. One batch is taken

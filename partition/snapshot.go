@@ -2,7 +2,6 @@ package partition
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -33,11 +32,14 @@ type snapshotPoint struct {
 	checkpoint storage.Checkpoint
 }
 
-// PrepareSnapshot implements replication.StateMachine. Chunks that the snapshot covers
-// stay on disk until SaveSnapshot is done.
+// PrepareSnapshot implements replication.StateMachine. It pins nothing, as nobody
+// promises that SaveSnapshot follows.
 func (m *machine) PrepareSnapshot() (any, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.failed != nil {
+		return nil, m.failed
+	}
 	return &snapshotPoint{checkpoint: m.capture()}, nil
 }
 
@@ -92,6 +94,9 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 		return fmt.Errorf("save snapshot: %w", err)
 	}
 	if next < p.Mark.Next {
+		if start := m.look().start; next < start {
+			return fmt.Errorf("save snapshot: offset %d was trimmed meanwhile, the log starts at %d now: ask again", next, start)
+		}
 		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d", storage.ErrCorrupt, next, p.Mark.Next)
 	}
 	if err := bw.WriteByte('e'); err != nil {
@@ -159,7 +164,7 @@ func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
 	if err := m.install(s); err != nil {
 		return fmt.Errorf("recover from snapshot: %w", err)
 	}
-	if err := m.checkpoints.Sync(context.Background()); err != nil {
+	if err := m.Sync(); err != nil {
 		return fmt.Errorf("recover from snapshot: %w", err)
 	}
 	m.applying.Lock()
@@ -226,7 +231,7 @@ func (m *machine) refill(s *state, br *bufio.Reader, stop <-chan struct{}) error
 		s.logTime = c.LogTime
 		before := s.stored
 		s.stored += int64(len(c.Data))
-		if mk, due := s.mark(c.Base, before); due {
+		if mk, due := s.mark(c.Base, before, len(c.Meta) > 0); due {
 			marks = append(marks, mk)
 		}
 		chunks = append(chunks, c)

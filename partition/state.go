@@ -79,15 +79,20 @@ func (s *state) remember(data []byte) {
 	s.results[s.counter%rememberedResults] = remembered{counter: s.counter, data: data}
 }
 
-// judge decides about one item of an append command at s.next.
+// judge decides about one item of an append command at s.next. A repeat is known
+// as one before its expected offset is looked at, which it has itself moved.
 func (s *state) judge(it item) (itemCode, int64) {
-	if it.expect >= 0 && it.expect != s.next {
-		return itemExpectMismatch, s.next
-	}
+	code, off := itemOK, int64(0)
 	if pr := it.batch.Producer(); pr.ID >= 0 {
-		if code, off := s.producers.check(pr, it.batch.Count()); code != itemOK {
-			return code, off
-		}
+		code, off = s.producers.check(pr, it.batch.Count())
+	}
+	switch {
+	case code == itemDuplicate:
+		return code, off
+	case it.expect >= 0 && it.expect != s.next:
+		return itemExpectMismatch, s.next
+	case code != itemOK:
+		return code, off
 	}
 	for ids := it.ids; len(ids) >= idEntrySize; ids = ids[idEntrySize:] {
 		if off, dup := s.ids.find(idHash(ids[4:idEntrySize]), s.logTime, s.start); dup {

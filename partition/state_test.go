@@ -2,12 +2,16 @@ package partition
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/replication"
 )
 
 func TestProducerTableDecides(t *testing.T) {
@@ -227,5 +231,42 @@ func TestLogTimeNeverGoesBackAndIsSlewed(t *testing.T) {
 	elapsed += 8 * time.Second
 	if got := c.stamp(); got != before+9000 {
 		t.Fatalf("8 s later: %d ms on, want 9000", got-before)
+	}
+}
+
+// behind is a log that applies what an earlier leader committed before what it is
+// given.
+type behind struct {
+	replication.Log
+	m     *machine
+	first []byte
+}
+
+func (l behind) Propose(data []byte, _ time.Duration) (replication.Pending, error) {
+	es := []replication.Entry{{Index: l.m.look().index + 1, Data: l.first}, {Index: l.m.look().index + 2, Data: data}}
+	err := l.m.Apply(es)
+	return applied(es[1].Result), err
+}
+
+type applied replication.Result
+
+func (a applied) Wait() (replication.Result, error) { return replication.Result(a), nil }
+
+// TestLogTimeGoesOnFromTheLastLeader: a new leader's log time runs from the newest
+// entry of the one before, though it had not applied that when it was elected.
+// Else log time would stand still until the clock has caught up, and no window end.
+func TestLogTimeGoesOnFromTheLastLeader(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, _ := openMachine(t, memoryEngine(t, dir), dir)
+	ahead := time.Now().Add(time.Hour).UnixMilli()
+	p := &Partition{m: m, c: Config{Clock: time.Now, Logger: zerolog.Nop()}}
+	p.log = behind{m: m, first: command(commandHeader{kind: kindStart, term: 1, logTime: ahead})}
+	l := &leadership{term: 2, ctx: context.Background()}
+	if !p.start(l) {
+		t.Fatal("not started")
+	}
+	if got := l.clock.stamp(); got < ahead {
+		t.Errorf("log time is %d ms behind the newest entry", ahead-got)
 	}
 }

@@ -37,6 +37,7 @@ type settings struct {
 	MaxRecord        int64
 	MemoryLimit      int64
 	AutoCreateTopics bool
+	Pprof            bool
 	LogLevel         string
 	LogFormat        string
 }
@@ -103,7 +104,9 @@ func options() []option {
 		{flag: "memory-limit", meta: "SIZE", initial: "0", usage: "soft limit of the process's memory; 0 for none",
 			set: setMemoryLimit},
 		{flag: "auto-create-topics", isSwitch: true, initial: "false", usage: "a publish to a subject that no topic has creates the topic of that name",
-			set: setAutoCreate},
+			set: onOff(func(s *settings) *bool { return &s.AutoCreateTopics })},
+		{flag: "pprof", isSwitch: true, initial: "false", usage: "serve Go's profiles below /debug/pprof on the HTTP address",
+			set: onOff(func(s *settings) *bool { return &s.Pprof })},
 		{flag: "log-level", meta: "LEVEL", initial: "info", usage: "debug, info, warn or error",
 			set: oneOf(func(s *settings) *string { return &s.LogLevel }, "debug", "info", "warn", "error")},
 		{flag: "log-format", meta: "FORMAT", initial: "console", usage: "console or json",
@@ -177,13 +180,15 @@ func setMemoryLimit(s *settings, v string) error {
 	return nil
 }
 
-func setAutoCreate(s *settings, v string) error {
-	b, err := strconv.ParseBool(v)
-	if err != nil {
-		return fmt.Errorf("want true or false")
+func onOff(field func(*settings) *bool) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return fmt.Errorf("want true or false")
+		}
+		*field(s) = b
+		return nil
 	}
-	s.AutoCreateTopics = b
-	return nil
 }
 
 // maxName bounds a broker's name; it appears in every epoch.

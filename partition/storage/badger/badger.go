@@ -11,6 +11,7 @@
 //	tables.go     verification of tables and manifest
 //	valuelog.go   reading value log files and memtable logs without Badger
 //	keys.go       keys and values
+//	guard.go      faults and panics of Badger's become errors
 //	store.go      one log: open, append, read, seek
 //	trim.go       deleting: trim, reset, drop
 //	sync.go       durability
@@ -22,7 +23,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -89,22 +89,26 @@ type Engine struct {
 	// flushed by force: Badger refuses writes during that.
 	writes sync.RWMutex
 
-	mu     sync.Mutex
-	open   map[storage.LogID]*store // nil while a log is being opened or dropped
-	closed bool
+	use     gate
+	closing chan struct{} // closed when Close begins
+	stop    sync.Once
+
+	mu   sync.Mutex
+	open map[storage.LogID]*store // nil while a log is being opened or dropped
 
 	buffers sync.Pool // *txnBuffer
 
 	syncMu  sync.Mutex
 	synced  uint32 // value log files below it are durable and will not change
-	failed  error  // the first fsync error
 	written atomic.Uint64
 	durable uint64 // what written was when the newest sync began
 	listing string // names of the files at the newest sync
 
 	collectMu sync.Mutex
-	garbage   atomic.Int64 // value log bytes freed since the tables were last compacted
-	damage    atomic.Bool  // something was missing or unreadable since Open
+	hidden    map[uint32]uint64     // garbage of files that are not collected; under collectMu
+	garbage   atomic.Int64          // value log bytes freed since the tables were last compacted
+	damage    atomic.Bool           // something was missing or unreadable since Open
+	broken    atomic.Pointer[error] // after it nothing is written any more
 
 	syncs, collected, blocked atomic.Int64
 
@@ -136,7 +140,7 @@ func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
 	e := &Engine{
 		dir: o.Dir, files: filepath.Join(o.Dir, dbDir), sizes: sz, hooks: h,
 		log:  &logger{logf: o.Logf},
-		open: make(map[storage.LogID]*store),
+		open: make(map[storage.LogID]*store), closing: make(chan struct{}),
 	}
 	e.buffers.New = func() any { return new(txnBuffer) }
 	if e.lock, err = takeDirectory(o.Dir); err != nil {
@@ -155,6 +159,7 @@ func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
 		return nil, fmt.Errorf("open %s: %w", e.files, err)
 	}
 	e.written.Store(1)
+	e.garbage.Store(e.sizes.collectAfter) // what was freed before is not known
 	if err := e.salvage(interrupted); err != nil {
 		return nil, errors.Join(fmt.Errorf("finish the collection that was interrupted: %w", err), e.db.Close())
 	}
@@ -190,17 +195,21 @@ func (e *Engine) options() badgerdb.Options {
 
 // openDB turns the panics with which Badger meets some damaged files into errors.
 func openDB(opt badgerdb.Options) (db *badgerdb.DB, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", storage.ErrCorrupt, r)
-		}
-	}()
-	db, err = badgerdb.Open(opt)
-	if err == nil {
-		return db, nil
+	err = guarded(func() (err error) {
+		db, err = badgerdb.Open(opt)
+		return err
+	})
+	if err == nil || errors.Is(err, storage.ErrCorrupt) {
+		return db, err
 	}
+	// Badger wraps without keeping what it wraps: only the text tells.
 	text := strings.ToLower(err.Error())
-	for _, sign := range []string{"checksum", "magic", "corrupt", "manifest", "truncat", "eof", "invalid", "does not exist for table"} {
+	for _, sign := range []string{"permission denied", "no space left", "too many open files", "cannot allocate memory", "input/output error"} {
+		if strings.Contains(text, sign) {
+			return nil, err
+		}
+	}
+	for _, sign := range []string{"checksum", "magic", "corrupt", "manifest", "truncat", "eof", "invalid", "unmarshal", "does not exist for table"} {
 		if strings.Contains(text, sign) {
 			return nil, fmt.Errorf("%w: %w", storage.ErrCorrupt, err)
 		}
@@ -210,9 +219,10 @@ func openDB(opt badgerdb.Options) (db *badgerdb.DB, err error) {
 
 // Logs implements storage.Engine. It seeks from log to log.
 func (e *Engine) Logs() ([]storage.LogID, error) {
-	if err := e.check("list logs"); err != nil {
+	if err := e.enter("list logs"); err != nil {
 		return nil, err
 	}
+	defer e.leave()
 	var ids []storage.LogID
 	err := e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, []byte{logPrefix}, false)
@@ -229,34 +239,6 @@ func (e *Engine) Logs() ([]storage.LogID, error) {
 		return nil
 	})
 	return ids, err
-}
-
-func (e *Engine) check(what string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return fmt.Errorf("%s: %w", what, storage.ErrClosed)
-	}
-	return nil
-}
-
-// view runs a read. Badger indexes into damaged blocks before it has checked
-// them; the panic becomes an error.
-func (e *Engine) view(f func(*badgerdb.Txn) error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			if _, ok := r.(runtime.Error); !ok {
-				panic(r)
-			}
-			err = fmt.Errorf("%w: %v", storage.ErrCorrupt, r)
-		}
-		if err != nil && errors.Is(err, storage.ErrCorrupt) {
-			e.damage.Store(true)
-		}
-	}()
-	txn := e.db.NewTransaction(false)
-	defer txn.Discard()
-	return f(txn)
 }
 
 // Figures implements storage.Engine.
@@ -293,32 +275,15 @@ func (e *Engine) Figures() map[string]float64 {
 	}
 }
 
-// Close implements storage.Engine. Stores that are open are closed. What was
-// not synced is left to the operating system: a checkpoint says what is durable.
+// Close implements storage.Engine. A collection under way ends early; stores that
+// are open are closed. What was not synced is left to the operating system: a
+// checkpoint says what is durable.
 func (e *Engine) Close() error {
-	e.mu.Lock()
-	if e.closed {
-		e.mu.Unlock()
+	e.stop.Do(func() { close(e.closing) })
+	if !e.use.close() {
 		return nil
 	}
-	e.closed = true
-	stores := make([]*store, 0, len(e.open))
-	for _, s := range e.open {
-		if s != nil {
-			stores = append(stores, s)
-		}
-	}
-	e.mu.Unlock()
-	for _, s := range stores {
-		_ = s.Close() // never fails
-	}
-	e.collectMu.Lock()
-	defer e.collectMu.Unlock()
-	e.syncMu.Lock()
-	defer e.syncMu.Unlock()
-	e.writes.Lock()
-	defer e.writes.Unlock()
-	if err := errors.Join(e.db.Close(), e.lock.Close()); err != nil {
+	if err := errors.Join(e.unhide(), e.db.Close(), e.lock.Close()); err != nil {
 		return fmt.Errorf("close badger: %w", err)
 	}
 	return nil

@@ -43,26 +43,33 @@ const (
 //
 // And Badger's rewriting stops at the first damaged entry, and removes the file
 // with all the good ones behind it. So a file is read from end to end first, and
-// one that is not intact is left alone.
+// left alone when something is lost that way.
 func (e *Engine) Collect(stop <-chan struct{}) error {
-	e.collectMu.Lock()
-	defer e.collectMu.Unlock()
-	if err := e.check("collect"); err != nil {
+	if err := e.enter("collect"); err != nil {
 		return err
 	}
-	if !e.damage.Load() {
-		if err := os.RemoveAll(filepath.Join(e.dir, asideDir)); err != nil {
-			return fmt.Errorf("collect: %w", err)
-		}
+	defer e.leave()
+	e.collectMu.Lock()
+	defer e.collectMu.Unlock()
+	if err := e.failed(); err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
+	if err := e.dropAside(); err != nil {
+		return fmt.Errorf("collect: %w", err)
 	}
 	if e.garbage.Load() >= max(e.sizes.collectAfter, e.tableBytes()) {
 		if err := e.compact(); err != nil {
 			return fmt.Errorf("collect: compact tables: %w", err)
 		}
+		if err := e.unhide(); err != nil {
+			return fmt.Errorf("collect: %w", err)
+		}
 	}
 	for range collectMost {
 		select {
 		case <-stop:
+			return nil
+		case <-e.closing:
 			return nil
 		default:
 		}
@@ -85,22 +92,39 @@ func (e *Engine) tableBytes() int64 {
 	return n
 }
 
+// dropAside removes what preflight has set aside, once logs were opened and
+// synced and nothing was found to be missing.
+func (e *Engine) dropAside() error {
+	e.mu.Lock()
+	open := len(e.open)
+	e.mu.Unlock()
+	if open == 0 || e.syncs.Load() == 0 || e.damage.Load() {
+		return nil
+	}
+	return os.RemoveAll(filepath.Join(e.dir, asideDir))
+}
+
 // compact flushes the memtable and compacts all tables. Badger has no call to
 // flush; dropping a prefix does it, and stops writes only that long: there is
 // nothing to drop but one key.
 func (e *Engine) compact() error {
-	e.garbage.Store(0)
-	e.writes.Lock()
-	err := e.db.Update(func(txn *badgerdb.Txn) error { return txn.Set(scratchKey, nil) })
-	if err == nil {
-		err = e.db.DropPrefix(scratchKey)
+	freed := e.garbage.Load() // before the flush: what is freed later may miss it
+	if err := e.flush(); err != nil {
+		// It may have given up in the middle, with memtables half released.
+		return e.fail(fmt.Errorf("flush badger's memtable: %w", err))
 	}
-	e.wrote()
-	e.writes.Unlock()
-	if err != nil {
+	e.garbage.Add(-freed)
+	return e.db.Flatten(1)
+}
+
+func (e *Engine) flush() error {
+	e.writes.Lock()
+	defer e.writes.Unlock()
+	defer e.wrote()
+	if err := e.db.Update(func(txn *badgerdb.Txn) error { return txn.Set(scratchKey, nil) }); err != nil {
 		return err
 	}
-	return e.db.Flatten(1)
+	return e.db.DropPrefix(scratchKey)
 }
 
 // refusal ends a rewriting before it has begun: the only way out of Badger's is
@@ -110,8 +134,9 @@ type refusal struct{ err error }
 // collectOne rewrites one value log file. It returns false when there is none
 // with enough garbage.
 func (e *Engine) collectOne() (more bool, err error) {
-	noted := false
-	before := func(file uint32) {
+	noted, file := false, uint32(0)
+	before := func(f uint32) {
+		file = f
 		if err := e.prepare(file); err != nil {
 			panic(refusal{err})
 		}
@@ -128,24 +153,26 @@ func (e *Engine) collectOne() (more bool, err error) {
 	e.log.rewriting.Store(&before)
 	err = e.runGC()
 	e.log.rewriting.Store(nil)
-	e.step("rewritten")
+	if noted {
+		e.step("rewritten")
+	}
 	switch {
 	case !noted && (errors.Is(err, badgerdb.ErrNoRewrite) || errors.Is(err, badgerdb.ErrRejected)):
 		return false, nil
 	case errors.Is(err, errNotIntact):
 		e.blocked.Add(1)
 		e.log.Warningf("%v", err)
-		return false, nil
+		return e.hide(file)
 	case !noted && err == nil:
-		// Badger no longer logs what we listen to. The copies are synced below, but a
-		// power cut before would not be made up for: never again.
-		err = errors.New("badger rewrote a file without saying so")
+		// The copies are synced below, but a power cut before that would not have
+		// been made up for: never again.
+		err = errors.New("badger rewrote a file without saying so: this version of it can't be used")
 	}
 	e.wrote()
 	if e.hooks.noGuard {
 		return err == nil, err
 	}
-	if syncErr := e.Sync(); syncErr != nil {
+	if syncErr := e.sync(); syncErr != nil {
 		return false, errors.Join(err, syncErr) // the note stays
 	}
 	e.step("synced")
@@ -171,17 +198,12 @@ func (e *Engine) runGC() (err error) {
 	return e.db.RunValueLogGC(collectRatio)
 }
 
-var errNotIntact = errors.New("value log file is damaged; it is not collected, so that nothing in it is lost")
+var errNotIntact = errors.New("value log file is damaged, and something that is still needed lies behind the damage: it is not collected")
 
 // prepare is called before Badger rewrites a file.
 func (e *Engine) prepare(file uint32) error {
-	path := vlogPath(e.files, file)
-	ok, err := intact(path)
-	if err != nil {
+	if err := e.collectable(vlogPath(e.files, file)); err != nil {
 		return err
-	}
-	if !ok {
-		return fmt.Errorf("%s: %w", path, errNotIntact)
 	}
 	if e.hooks.noNote {
 		return nil
@@ -191,6 +213,34 @@ func (e *Engine) prepare(file uint32) error {
 	}
 	e.step("noted")
 	return nil
+}
+
+// collectable refuses a file in which something that is still needed lies behind
+// an entry that can't be read. A power cut may well leave the newest file with pages
+// that were never written; nobody needs what is behind those.
+func (e *Engine) collectable(path string) error {
+	end, err := scanLog(path, nil)
+	if err != nil {
+		return err
+	}
+	return mapped(path, func(data []byte) error {
+		rest := data[min(end, int64(len(data))):]
+		if allZero(rest) {
+			return nil
+		}
+		return e.view(func(txn *badgerdb.Txn) error {
+			return findChunks(rest, func(old logEntry) error {
+				item, err := txn.Get(old.key)
+				if errors.Is(err, badgerdb.ErrKeyNotFound) {
+					return nil
+				}
+				if err == nil && item.Version() == old.version {
+					return fmt.Errorf("%s at byte %d: %w", path, end, errNotIntact)
+				}
+				return err
+			})
+		})
+	})
 }
 
 func (e *Engine) step(name string) {
@@ -235,6 +285,9 @@ func (e *Engine) readCollectNote() ([]uint32, error) {
 	return []uint32{binary.BigEndian.Uint32(b[4:])}, nil
 }
 
+// restoredMeta marks a chunk that salvage has stored again.
+const restoredMeta = 1
+
 // salvage stores again what a power cut during a collection has taken: values
 // whose newest pointer leads nowhere, while the file that they came from is still there.
 func (e *Engine) salvage(interrupted []uint32) error {
@@ -256,7 +309,9 @@ func (e *Engine) salvage(interrupted []uint32) error {
 				if err != nil {
 					return err
 				}
-				if item.Version() != old.version {
+				// Another version is another chunk, unless it was restored already and
+				// the power went again before that was durable.
+				if item.Version() != old.version && item.UserMeta() != restoredMeta {
 					return nil
 				}
 				return item.Value(func(v []byte) error {
@@ -269,7 +324,9 @@ func (e *Engine) salvage(interrupted []uint32) error {
 				return err
 			}
 			restored++
-			return e.write(func(txn *badgerdb.Txn) error { return txn.Set(old.key, old.value) })
+			return e.write(func(txn *badgerdb.Txn) error {
+				return txn.SetEntry(badgerdb.NewEntry(old.key, old.value).WithMeta(restoredMeta))
+			})
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -278,7 +335,7 @@ func (e *Engine) salvage(interrupted []uint32) error {
 	if restored > 0 {
 		e.log.Warningf("restored %d chunks that an interrupted collection had moved and a power cut had taken", restored)
 	}
-	if err := e.Sync(); err != nil {
+	if err := e.sync(); err != nil {
 		return err
 	}
 	return e.clearCollectNote()

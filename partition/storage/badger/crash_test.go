@@ -259,7 +259,7 @@ func openCheckpoints(dir string, e storage.Engine) (*storage.Checkpointer, error
 // A longer run: PARLEY_CRASH_RUNS=200 go test -run TestPowerCut ./partition/storage/badger
 func TestPowerCutLosesNothingDurable(t *testing.T) {
 	t.Parallel()
-	runs := envInt("PARLEY_CRASH_RUNS", 3)
+	runs := envInt("PARLEY_CRASH_RUNS", 2)
 	seed := rand.Uint64()
 	images, collected := 0, int64(0)
 	for i := range uint64(runs) {

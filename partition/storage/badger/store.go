@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	badgerdb "github.com/dgraph-io/badger/v4"
@@ -19,9 +18,7 @@ type store struct {
 	chunks []byte // prefix of its chunks' keys
 	index  []byte // prefix of its index pairs' keys
 
-	// use is held in shared mode by whoever calls into Badger, exclusively by Close.
-	use    sync.RWMutex
-	closed bool
+	use gate
 
 	next   atomic.Int64
 	bytes  atomic.Int64
@@ -40,31 +37,39 @@ func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
 	if m.Start < 0 || m.Next < m.Start {
 		return nil, fmt.Errorf("open log %s: mark from %d to %d makes no sense", id, m.Start, m.Next)
 	}
-	e.mu.Lock()
-	_, taken := e.open[id]
-	switch {
-	case e.closed:
-		e.mu.Unlock()
-		return nil, fmt.Errorf("open log %s: %w", id, storage.ErrClosed)
-	case taken:
-		e.mu.Unlock()
-		return nil, fmt.Errorf("open log %s: %w: it is open already, or being dropped", id, storage.ErrInUse)
-	}
-	e.open[id] = nil // taken; the checks below need no lock
-	e.mu.Unlock()
-
-	s, err := e.recoverLog(id, m)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err == nil && e.closed {
-		err = fmt.Errorf("open log %s: %w", id, storage.ErrClosed)
-	}
-	if err != nil {
-		delete(e.open, id)
+	if err := e.enter("open log " + id.String()); err != nil {
 		return nil, err
 	}
+	defer e.leave()
+	if !e.reserve(id) {
+		return nil, fmt.Errorf("open log %s: %w: it is open already, or being dropped", id, storage.ErrInUse)
+	}
+	s, err := e.recoverLog(id, m)
+	if err != nil {
+		e.release(id)
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.open[id] = s
 	return s, nil
+}
+
+// reserve takes a log for one owner.
+func (e *Engine) reserve(id storage.LogID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, taken := e.open[id]; taken {
+		return false
+	}
+	e.open[id] = nil
+	return true
+}
+
+func (e *Engine) release(id storage.LogID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.open, id)
 }
 
 func (e *Engine) recoverLog(id storage.LogID, m storage.Mark) (*store, error) {
@@ -139,15 +144,19 @@ func (s *store) verify(m storage.Mark) (stale [][]byte, err error) {
 
 // enter is called before each use of Badger, leave after it.
 func (s *store) enter(what string) error {
-	s.use.RLock()
-	if s.closed {
-		s.use.RUnlock()
-		return fmt.Errorf("%s log %s: %w", what, s.id, storage.ErrClosed)
+	if s.use.enter() {
+		if s.e.use.enter() {
+			return nil
+		}
+		s.use.leave()
 	}
-	return nil
+	return fmt.Errorf("%s log %s: %w", what, s.id, storage.ErrClosed)
 }
 
-func (s *store) leave() { s.use.RUnlock() }
+func (s *store) leave() {
+	s.e.use.leave()
+	s.use.leave()
+}
 
 const (
 	// Badger refuses a transaction of 15 % of a memtable, values in the value log
@@ -308,7 +317,7 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 	if from >= next {
 		return nil
 	}
-	return s.e.view(func(txn *badgerdb.Txn) error {
+	err := s.e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, s.chunks, false)
 		defer it.Close()
 		var (
@@ -321,7 +330,7 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 		)
 		value := func(v []byte) error {
 			if bad = parseValue(&c, item.Key(), v); bad == nil {
-				more = visit(c)
+				more = visiting(visit, c)
 			}
 			return nil
 		}
@@ -369,6 +378,10 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 		}
 		return nil
 	})
+	if err != nil {
+		s.e.damage.Store(true)
+	}
+	return err
 }
 
 // Next implements storage.Store.
@@ -417,15 +430,8 @@ func (s *store) seek(key, upTo []byte, back bool) (k, v []byte, ok bool, err err
 
 // Close implements storage.Store. It waits for readers.
 func (s *store) Close() error {
-	s.use.Lock()
-	done := s.closed
-	s.closed = true
-	s.use.Unlock()
-	if done {
-		return nil
+	if s.use.close() {
+		s.e.release(s.id)
 	}
-	s.e.mu.Lock()
-	defer s.e.mu.Unlock()
-	delete(s.e.open, s.id)
 	return nil
 }

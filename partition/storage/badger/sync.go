@@ -22,25 +22,41 @@ import (
 // Files are listed before anything is fsynced: what was appended before the call
 // is in files that were there by then.
 func (e *Engine) Sync() error {
-	e.syncMu.Lock()
-	defer e.syncMu.Unlock()
-	if err := e.check("sync"); err != nil {
+	if err := e.enter("sync"); err != nil {
 		return err
 	}
-	if e.failed != nil {
-		return e.failed
+	defer e.leave()
+	return e.sync()
+}
+
+func (e *Engine) sync() error {
+	e.syncMu.Lock()
+	defer e.syncMu.Unlock()
+	if err := e.failed(); err != nil {
+		return err
 	}
-	began := e.written.Load()
-	if err := e.sync(began); err != nil {
+	if err := e.syncFiles(e.written.Load()); err != nil {
 		// The kernel may have dropped the pages that it could not write and call
 		// them clean: another fsync would succeed and lie.
-		e.failed = fmt.Errorf("sync badger: %w", err)
-		return e.failed
+		return e.fail(fmt.Errorf("sync badger: %w", err))
 	}
 	return nil
 }
 
-func (e *Engine) sync(began uint64) error {
+// failed returns the error after which nothing more is written, fail sets it.
+func (e *Engine) failed() error {
+	if err := e.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (e *Engine) fail(err error) error {
+	e.broken.CompareAndSwap(nil, &err)
+	return e.failed()
+}
+
+func (e *Engine) syncFiles(began uint64) error {
 	entries, err := os.ReadDir(e.files)
 	if err != nil {
 		return err

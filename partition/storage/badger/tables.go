@@ -53,6 +53,9 @@ func (e *Engine) checkTables(names []string) error {
 	}
 	if end < info.Size() {
 		e.log.Warningf("%s: bytes %d to %d are no whole entry and will be cut", path, end, info.Size())
+		if err := e.setAside(badgerManifest, copyFile); err != nil {
+			return err
+		}
 	}
 	var total int64
 	for id := range manifest.Tables {

@@ -72,6 +72,9 @@ func (e *Engine) delete(keys [][]byte) error {
 
 // write runs one transaction.
 func (e *Engine) write(f func(*badgerdb.Txn) error) error {
+	if err := e.failed(); err != nil {
+		return err
+	}
 	e.writes.RLock()
 	defer e.writes.RUnlock()
 	txn := e.db.NewTransaction(true)
@@ -79,29 +82,22 @@ func (e *Engine) write(f func(*badgerdb.Txn) error) error {
 	if err := f(txn); err != nil {
 		return err
 	}
+	// After the commit, not before it: a Sync in between would take note of it and
+	// not see what it is about.
 	defer e.wrote()
 	return txn.Commit()
 }
 
 // Drop implements storage.Engine.
 func (e *Engine) Drop(id storage.LogID) error {
-	e.mu.Lock()
-	_, taken := e.open[id]
-	switch {
-	case e.closed:
-		e.mu.Unlock()
-		return fmt.Errorf("drop log %s: %w", id, storage.ErrClosed)
-	case taken:
-		e.mu.Unlock()
+	if err := e.enter("drop log " + id.String()); err != nil {
+		return err
+	}
+	defer e.leave()
+	if !e.reserve(id) {
 		return fmt.Errorf("drop log %s: %w: close it first", id, storage.ErrInUse)
 	}
-	e.open[id] = nil
-	e.mu.Unlock()
-	defer func() {
-		e.mu.Lock()
-		delete(e.open, id)
-		e.mu.Unlock()
-	}()
+	defer e.release(id)
 	p := appendPrefix(nil, id)
 	_, inVlog, err := e.deleteRange(p, p, afterLog(id))
 	e.garbage.Add(inVlog)

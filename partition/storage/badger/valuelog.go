@@ -2,6 +2,7 @@ package badger
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Names of Badger's files.
@@ -38,7 +41,6 @@ type logEntry struct {
 	key     []byte // without the version
 	version uint64
 	value   []byte
-	offset  int64
 }
 
 // scanLog calls visit with each entry of a file and returns where the last
@@ -86,7 +88,6 @@ func scanLog(path string, visit func(logEntry) error) (end int64, err error) {
 				key:     stem,
 				version: ^binary.BigEndian.Uint64(key[len(stem):]),
 				value:   body[n+int(klen):],
-				offset:  end,
 			}); err != nil {
 				return end, err
 			}
@@ -121,10 +122,8 @@ func zeroFrom(path string, offset int64) (bool, error) {
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := f.ReadAt(buf, offset)
-		for _, b := range buf[:n] {
-			if b != 0 {
-				return false, nil
-			}
+		if !allZero(buf[:n]) {
+			return false, nil
 		}
 		if errors.Is(err, io.EOF) {
 			return true, nil
@@ -136,20 +135,93 @@ func zeroFrom(path string, offset int64) (bool, error) {
 	}
 }
 
-// intact tells whether a finished value log file is entries from end to end.
-func intact(path string) (bool, error) {
-	end, err := scanLog(path, nil)
+// findChunks calls visit with the whole entries of chunks wherever they begin in
+// data: behind damage nothing says where the next one does.
+func findChunks(data []byte, visit func(logEntry) error) error {
+	const before = 2 + 1 + binary.MaxVarintLen32 + 1 // the most that an entry has before its key
+	for at := 0; ; at++ {
+		i := bytes.IndexByte(data[at:], logPrefix)
+		if i < 0 {
+			return nil
+		}
+		at += i
+		for start := max(at-before, 0); start+4 < at; start++ {
+			if data[start+2] != chunkKey+versionBytes {
+				continue
+			}
+			n, klen, vlen, ok := parseEntryHead(data[start:])
+			if !ok || start+n != at || vlen > uint64(len(data)) {
+				continue
+			}
+			end := uint64(at) + klen + vlen
+			if end+crc32.Size > uint64(len(data)) ||
+				crc32.Checksum(data[start:end], castagnoli) != binary.BigEndian.Uint32(data[end:]) {
+				continue
+			}
+			key := data[at : at+chunkKey]
+			if err := visit(logEntry{
+				key: key, version: ^binary.BigEndian.Uint64(data[at+chunkKey:]), value: data[at+chunkKey+versionBytes : end],
+			}); err != nil {
+				return err
+			}
+			break
+		}
+	}
+}
+
+// mapped calls f with a file's bytes.
+func mapped(path string, f func(data []byte) error) error {
+	file, err := os.Open(path)
 	if err != nil {
-		return false, err
+		return err
 	}
-	info, err := os.Stat(path)
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	data, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return false, err
+		return fmt.Errorf("map %s: %w", path, err)
 	}
-	if end == info.Size() {
-		return true, nil
+	return errors.Join(guarded(func() error { return f(data) }), unix.Munmap(data))
+}
+
+// lastNonZero returns the end of what is not zero in a file.
+func lastNonZero(path string, size int64) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
 	}
-	return zeroFrom(path, end)
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for size > 0 {
+		from := max(size-int64(len(buf)), 0)
+		b := buf[:size-from]
+		if _, err := f.ReadAt(b, from); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if !allZero(b) {
+			for b[len(b)-1] == 0 {
+				b = b[:len(b)-1]
+			}
+			return from + int64(len(b)), nil
+		}
+		size = from
+	}
+	return 0, nil
+}
+
+func allZero(b []byte) bool {
+	var zero [64 << 10]byte
+	for len(b) > 0 {
+		n := min(len(b), len(zero))
+		if !bytes.Equal(b[:n], zero[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
 }
 
 func vlogPath(dir string, file uint32) string {
