@@ -216,6 +216,7 @@ type PartitionDescription struct {
 	NextOffset  int64    `json:"next_offset"`
 	Bytes       int64    `json:"bytes"`
 	Problem     string   `json:"problem,omitempty"`
+	Error       *Error   `json:"error,omitempty"`
 }
 
 // TopicDescription describes a topic whole.
