@@ -24,6 +24,8 @@ type (
 	ClusterStatus        = wire.ClusterStatus
 	ClusterHealth        = wire.ClusterHealth
 	BrokerDescription    = wire.BrokerDescription
+	BrokerDetails        = wire.BrokerDetails
+	PartitionChange      = wire.PartitionChange
 	EpochDescription     = wire.EpochDescription
 )
 
@@ -137,6 +139,59 @@ func (c *Client) Health(ctx context.Context) (ClusterHealth, error) {
 func (c *Client) Brokers(ctx context.Context) ([]BrokerDescription, error) {
 	out, _, err := call(ctx, c, wire.APIBrokerList, struct{}{}, func(out *wire.BrokerList) *Error { return out.Error })
 	return out.Brokers, err
+}
+
+// DescribeBroker describes one broker and what it holds.
+func (c *Client) DescribeBroker(ctx context.Context, name string) (BrokerDetails, error) {
+	out, _, err := call(ctx, c, wire.APIBrokerDescribe, wire.NameRequest{Name: name}, func(out *BrokerDetails) *Error { return out.Error })
+	return out, err
+}
+
+// Partitions iterates over the partitions of a topic, or of all topics when topic
+// is empty, by topic and number, fetching pages as it goes. An error ends it.
+func (c *Client) Partitions(ctx context.Context, topic string) iter.Seq2[PartitionDescription, error] {
+	return func(yield func(PartitionDescription, error) bool) {
+		after := ""
+		for {
+			page, _, err := call(ctx, c, wire.APIPartitionList, wire.PartitionListRequest{Topic: topic, After: after},
+				func(out *wire.PartitionList) *Error { return out.Error })
+			if err != nil {
+				yield(PartitionDescription{}, err)
+				return
+			}
+			for _, p := range page.Partitions {
+				if !yield(p, nil) {
+					return
+				}
+				after = fmt.Sprintf("%s/%d", p.Topic, p.Partition)
+			}
+			if !page.More || len(page.Partitions) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// DescribePartition describes one partition.
+func (c *Client) DescribePartition(ctx context.Context, topic string, partition int32) (PartitionDescription, error) {
+	type answer struct {
+		PartitionDescription
+		Error *Error `json:"error"`
+	}
+	out, _, err := call(ctx, c, wire.APIPartitionDescribe, wire.PartitionRequest{Topic: topic, Partition: partition},
+		func(out *answer) *Error { return out.Error })
+	return out.PartitionDescription, err
+}
+
+// TransferPartition moves a partition's leadership to a broker that has a replica of
+// it, where it stays: it becomes the preferred leader.
+func (c *Client) TransferPartition(ctx context.Context, topic string, partition int32, to string) (PartitionChange, error) {
+	out, _, err := call(ctx, c, wire.APIPartitionTransfer, wire.PartitionTransfer{Topic: topic, Partition: partition, To: to},
+		func(out *PartitionChange) *Error { return out.Error })
+	if err == nil {
+		c.topics.stale()
+	}
+	return out, err
 }
 
 // Epoch describes one decided configuration; nil asks for the newest.

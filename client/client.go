@@ -51,7 +51,9 @@ func Connect(ctx context.Context, urls string, opts ...Option) (*Client, error) 
 	if err != nil {
 		return nil, err
 	}
-	c.dialRead = func(ctx context.Context) (exchange, error) { return dial(ctx, urls, cfg, c.connected) }
+	c.dialRead = func(ctx context.Context) (exchange, error) {
+		return dial(ctx, everyURL(urls, c.topics.known()), cfg, c.connected)
+	}
 	c.open = func(ctx context.Context, address string, lost func()) (exchange, error) {
 		url, err := directURL(urls, address)
 		if err != nil {

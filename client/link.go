@@ -113,7 +113,7 @@ func redialAfter(try int) time.Duration {
 
 // connect makes a connection and its inbox. ctx bounds this first dial only.
 func (l *link) connect(ctx context.Context) error {
-	d := &dialer{ctx: ctx, timeout: l.cfg.connectTimeout}
+	d := &dialer{ctx: ctx, timeout: l.cfg.connectTimeout, dial: l.cfg.dial}
 	opts := []nats.Option{
 		nats.Name(l.cfg.name),
 		nats.SetCustomDialer(d),
@@ -318,6 +318,7 @@ func (l *link) close() {
 // dialer lets a context end the first dial; later ones are nats.go's.
 type dialer struct {
 	timeout time.Duration
+	dial    func(ctx context.Context, address string) (net.Conn, error)
 	mu      sync.Mutex
 	ctx     context.Context // guarded by mu; nil once connected
 }
@@ -334,6 +335,11 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Unlock()
 	if ctx == nil {
 		ctx = context.Background()
+	}
+	if d.dial != nil {
+		ctx, cancel := context.WithTimeout(ctx, d.timeout)
+		defer cancel()
+		return d.dial(ctx, address)
 	}
 	nd := net.Dialer{Timeout: d.timeout, KeepAlive: 15 * time.Second}
 	return nd.DialContext(ctx, network, address)

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,6 +20,7 @@ type config struct {
 	retryConnect   bool
 	nats           []nats.Option
 	log            func(event string, fields ...any)
+	dial           func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
 }
 
 func newConfig(opts []Option) (*config, error) {
@@ -119,6 +122,12 @@ func WithRequestTimeout(d time.Duration) Option {
 // no broker can be reached at once.
 func WithConnectRetry() Option {
 	return func(c *config) error { c.retryConnect = true; return nil }
+}
+
+// WithDialer opens connections, to the brokers that were given and to those that the
+// cluster names: a proxy's place. TLS, when asked for, comes on top. Default TCP.
+func WithDialer(dial func(ctx context.Context, address string) (net.Conn, error)) Option {
+	return func(c *config) error { c.dial = dial; return nil }
 }
 
 // WithLog is told of disconnects, reconnects and batches that were given up:

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -265,4 +266,16 @@ func directURL(urls, address string) (string, error) {
 		user = rest[:i+1]
 	}
 	return scheme + "://" + user + address, nil
+}
+
+// everyURL is urls and the brokers that are known besides: those that were given may be
+// gone by now.
+func everyURL(urls string, known map[string]string) string {
+	all := urls
+	for _, address := range slices.Sorted(maps.Values(known)) {
+		if url, err := directURL(urls, address); err == nil && !strings.Contains(all, address) {
+			all += "," + url
+		}
+	}
+	return all
 }
