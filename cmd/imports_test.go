@@ -62,6 +62,8 @@ var layers = []struct {
 
 	{"client", []string{"client/wire", "partition/record"}},
 	{"client/...", []string{"client", "client/wire", "partition/record"}},
+	// Its proofs compare what replicas have on disk.
+	{"cmd/parley", []string{"cmd/...", "broker/...", "client/...", "partition/record", "partition/storage", "replication/epoch/config"}},
 	{"cmd/...", []string{"cmd/...", "broker/...", "client/...", "partition/record", "replication/epoch/config"}},
 }
 

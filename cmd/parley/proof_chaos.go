@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parleymq/parley/client"
+)
+
+// chaosFlags are those of parley proof chaos and proof failover.
+type chaosFlags struct {
+	proofFlags
+	duration   time.Duration
+	brokers    int
+	partitions int32
+	producers  int
+	faults     []string
+}
+
+func (f *chaosFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.Uint64Var(&f.seed, "seed", 0, "`seed` of the faults (default: a random one, printed)")
+	flags.IntVar(&f.brokers, "brokers", f.brokers, "so `many` brokers, 3 or more")
+	flags.Int32Var(&f.partitions, "partitions", f.partitions, "partitions of the topic, each with three replicas")
+	flags.IntVar(&f.producers, "producers", f.producers, "SDK producers; half as many plain NATS clients publish beside them")
+	flags.StringVar(&f.parleyd, "parleyd", "", "the parleyd `binary` (default: built from this source tree)")
+	flags.BoolVar(&f.keep, "keep", false, "keep the working directory; it stays after a failure in any case")
+}
+
+func (f *chaosFlags) check(cmd *cobra.Command) error {
+	if f.brokers < 3 || f.partitions < 1 || f.producers < 1 {
+		return usagef("--brokers %d --partitions %d --producers %d: want 3, 1 and 1 or more", f.brokers, f.partitions, f.producers)
+	}
+	if !cmd.Flags().Changed("seed") {
+		f.seed = rand.Uint64() % 1_000_000
+	}
+	return nil
+}
+
+func (a *app) chaosCommand() *cobra.Command {
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4}
+	cmd := &cobra.Command{
+		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
+		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
+plain NATS clients and readers run, one fault follows the other: ` + strings.Join(faultNames(), ", ") + `.
+After the last one everything is read back and the replicas' logs are compared on disk:
+nothing lost, duplicated, reordered or never sent, no offset with two values, replicas
+the same byte for byte. Exit 1 if anything is wrong.`,
+		Example: "  go run ./cmd/parley proof chaos --duration 2m --seed 7\n  go run ./cmd/parley proof chaos --duration 30s --faults kill,cut --keep",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(cmd); err != nil {
+				return err
+			}
+			if f.duration <= 0 {
+				return usagef("--duration %s: want a time above zero", f.duration)
+			}
+			kinds, err := chooseFaults(f.faults)
+			if err != nil {
+				return err
+			}
+			return a.proveCluster(cmd.Context(), &f, func(ctx context.Context, p *chaosProof) error {
+				end := time.Now().Add(f.duration)
+				for n := 1; n == 1 || time.Now().Before(end); n++ {
+					if err := p.fault(ctx, n, kinds[p.rng.IntN(len(kinds))]); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.DurationVar(&f.duration, "duration", f.duration, "faults for so `long`")
+	f.register(cmd)
+	flags.StringSliceVar(&f.faults, "faults", nil, "only these `kinds` of faults")
+	return cmd
+}
+
+func (a *app) failoverCommand() *cobra.Command {
+	f := chaosFlags{brokers: 3, partitions: 8, producers: 4}
+	f.rounds = 100
+	cmd := &cobra.Command{
+		Use: "failover", Short: "Kills a leader's broker many times and measures the time without acks", Args: cobra.NoArgs,
+		Long: `Round after round the broker that leads a partition is killed with SIGKILL under load and
+started again once the others have taken over. The time without acks is counted in
+every partition that the broker led. In the end everything is checked as by proof chaos.`,
+		Example: "  go run ./cmd/parley proof failover --rounds 100",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(cmd); err != nil {
+				return err
+			}
+			if f.rounds < 1 {
+				return usagef("--rounds %d: want 1 or more", f.rounds)
+			}
+			kind := faults[faultIndex("failover")]
+			return a.proveCluster(cmd.Context(), &f, func(ctx context.Context, p *chaosProof) error {
+				for n := 1; n <= f.rounds; n++ {
+					if err := p.fault(ctx, n, kind); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.IntVar(&f.rounds, "rounds", f.rounds, "so `many` kills")
+	f.register(cmd)
+	return cmd
+}
+
+// chaosProof is one run.
+type chaosProof struct {
+	a       *app
+	f       *chaosFlags
+	dir     string
+	begin   time.Time
+	rng     *rand.Rand
+	cluster *processCluster
+	c       *client.Client
+	audit   *chaosAudit
+	load    *chaosLoad
+	results map[string]*faultResult
+	stuck   bool
+}
+
+// chaosResult is what a run prints with -o json.
+type chaosResult struct {
+	Seed    uint64  `json:"seed"`
+	Seconds float64 `json:"seconds"`
+	Faults  int64   `json:"faults"`
+	verdict
+	LiveRead  int64                   `json:"live_read"`
+	Phantom   int64                   `json:"phantom"`
+	TwoValues int64                   `json:"two_values"`
+	Vanished  int64                   `json:"vanished"`
+	Holes     int64                   `json:"holes"`
+	Failures  int64                   `json:"failures"`
+	Replicas  int64                   `json:"replicas"`
+	Batches   int64                   `json:"batches"`
+	Different int64                   `json:"different_replicas"`
+	ByFault   map[string]*faultResult `json:"by_fault"`
+}
+
+func (r *chaosResult) allClean() bool {
+	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.Failures+r.Different == 0
+}
+
+func (p *chaosProof) say(format string, args ...any) {
+	fmt.Fprintf(p.a.stderr, "%s %6.1f s  %s\n", time.Now().UTC().Format("15:04:05.000"), time.Since(p.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// proveCluster runs a cluster under load, has its faults made, and checks.
+func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(context.Context, *chaosProof) error) (err error) {
+	dir, err := os.MkdirTemp("", "parley-chaos-")
+	if err != nil {
+		return fmt.Errorf("make a working directory: %w", err)
+	}
+	defer func() {
+		if err != nil || f.keep {
+			fmt.Fprintf(a.stderr, "data and logs stay in %s\n", dir)
+			return
+		}
+		if rerr := os.RemoveAll(dir); rerr != nil {
+			fmt.Fprintf(a.stderr, "parley: remove the working directory: %v\n", rerr)
+		}
+	}()
+	fmt.Fprintf(a.stderr, "seed %d, working directory %s\n", f.seed, dir)
+	command, err := a.parleyd(ctx, &f.proofFlags, dir)
+	if err != nil {
+		return err
+	}
+	p := &chaosProof{a: a, f: f, dir: dir, begin: time.Now(), rng: rand.New(rand.NewPCG(f.seed, f.seed)), results: map[string]*faultResult{}}
+	if p.cluster, err = newProcessCluster(command, dir, f.brokers); err != nil {
+		return err
+	}
+	defer p.cluster.close()
+	if err := p.cluster.start(ctx); err != nil {
+		return err
+	}
+	p.say("%d brokers have formed a cluster", f.brokers)
+	if p.c, err = dial(ctx, connection{Server: p.cluster.urls()}, a.timeout); err != nil {
+		return err
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			closeClient(p.c)
+		}
+	}()
+	if _, err := p.c.CreateTopic(ctx, client.TopicSpec{Name: chaosTopic, Partitions: f.partitions, Replicas: 3}); err != nil {
+		return err
+	}
+	plain := max(f.producers/2, 1)
+	prefix := fmt.Sprintf("c%d", f.seed)
+	p.audit = newChaosAudit(prefix, f.producers+plain, f.partitions, p.say)
+	var urls []string
+	for _, m := range p.cluster.members {
+		urls = append(urls, m.url())
+	}
+	p.load = &chaosLoad{c: p.c, urls: urls, audit: p.audit, parts: f.partitions, sdk: f.producers, plain: plain, prefix: prefix}
+	loadCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.load.start(loadCtx, f.seed)
+	running := true
+	defer func() {
+		if running {
+			cancel()
+			p.load.stop()
+		}
+	}()
+	begin := time.Now()
+	if err := p.settle(ctx, begin, true); err != nil {
+		return err
+	}
+	if err := faults(ctx, p); err != nil {
+		return err
+	}
+	if err := p.settle(ctx, time.Now(), true); err != nil {
+		return err
+	}
+	running = false
+	p.load.stop()
+	r, err := p.conclude(ctx)
+	if err != nil {
+		return err
+	}
+	closeClient(p.c)
+	closed = true
+	if err := p.onDisk(r); err != nil {
+		return err
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	if err := p.print(r); err != nil {
+		return err
+	}
+	if !r.allClean() {
+		return errReported
+	}
+	return nil
+}
+
+func (p *chaosProof) conclude(ctx context.Context) (*chaosResult, error) {
+	p.say("everything is read back")
+	if err := p.audit.finish(ctx, p.c); err != nil {
+		return nil, err
+	}
+	r := &chaosResult{Seed: p.f.seed, verdict: p.audit.verdict(), LiveRead: p.audit.read.Load(), ByFault: p.results}
+	for _, f := range p.results {
+		r.Faults += f.Count
+	}
+	return r, nil
+}
+
+// onDisk stops all brokers and compares the replicas.
+func (p *chaosProof) onDisk(r *chaosResult) error {
+	stopped := make(chan error, len(p.cluster.members))
+	for _, m := range p.cluster.members {
+		go func() { stopped <- m.stop() }() // ends within stopLimit
+	}
+	for range p.cluster.members {
+		if err := <-stopped; err != nil {
+			p.audit.anomaly(&p.audit.failures, "%v", err)
+		}
+	}
+	p.say("replicas are compared on disk")
+	var err error
+	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, p.audit.tell)
+	a := p.audit
+	r.Phantom, r.TwoValues, r.Vanished, r.Holes, r.Failures = a.phantom.Load(), a.twoValues.Load(), a.vanished.Load(), a.holes.Load(), a.failures.Load()
+	return err
+}
+
+func (p *chaosProof) print(r *chaosResult) error {
+	if p.a.json() {
+		return p.a.printJSON(r)
+	}
+	t := newTable("FAULT", "TIMES", "NO ACKS p50", "p90", "p99", "MAX", "n", "A PRODUCER, MAX", "HEALTHY AFTER, MAX")
+	var names []string
+	for name := range r.ByFault {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	ms := func(d time.Duration) cell { return rightText(fmt.Sprintf("%d ms", d.Milliseconds())) }
+	for _, name := range names {
+		f := r.ByFault[name]
+		t.row(str(name), num(f.Count), ms(f.gaps.percentile(0.5)), ms(f.gaps.percentile(0.9)), ms(f.gaps.percentile(0.99)), ms(f.gaps.max),
+			num(f.gaps.total), ms(f.lane), ms(f.settled))
+	}
+	if err := p.a.printTable(t); err != nil {
+		return err
+	}
+	fmt.Fprintln(p.a.stdout)
+	v := newTable()
+	v.row(str("seed"), rightText(fmt.Sprint(r.Seed)))
+	r.verdict.table(v)
+	bad := func(what string, n int64) {
+		c := num(n)
+		if c.style = green; n != 0 {
+			c.style = red
+		}
+		v.row(str(what), c)
+	}
+	bad("phantom", r.Phantom)
+	bad("two values at one offset", r.TwoValues)
+	bad("seen and gone", r.Vanished)
+	bad("holes", r.Holes)
+	bad("failures", r.Failures)
+	bad("replicas that differ", r.Different)
+	v.row(str("replicas compared"), num(r.Replicas))
+	v.row(str("batches on them"), num(r.Batches))
+	v.row(str("read live"), num(r.LiveRead))
+	v.row(str("faults"), num(r.Faults))
+	v.row(str("seconds"), rightText(fmt.Sprintf("%.0f", r.Seconds)))
+	return p.a.printTable(v)
+}
+
+var errStuck = errors.New("the cluster did not recover")

@@ -1,0 +1,372 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A fault is made, held, and undone; then the cluster must settle.
+type faultKind struct {
+	name string
+	make func(ctx context.Context, p *chaosProof) (victims []*clusterProcess, err error)
+}
+
+// faultResult sums the faults of one kind up.
+type faultResult struct {
+	Count   int64   `json:"count"`
+	P50     float64 `json:"p50_ms"`
+	P99     float64 `json:"p99_ms"`
+	Max     float64 `json:"max_ms"`
+	N       uint64  `json:"n"`
+	Lane    float64 `json:"lane_max_ms"`
+	Settled float64 `json:"healthy_after_max_ms"`
+
+	gaps    histogram     // times without acks of the partitions that the fault concerned
+	lane    time.Duration // longest time without acks of one producer in one partition
+	settled time.Duration // longest time until all was healthy
+}
+
+// MarshalJSON fills in the figures.
+func (r *faultResult) MarshalJSON() ([]byte, error) {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	type figures faultResult
+	f := figures{Count: r.Count, P50: ms(r.gaps.percentile(0.5)), P99: ms(r.gaps.percentile(0.99)), Max: ms(r.gaps.max), N: r.gaps.total,
+		Lane: ms(r.lane), Settled: ms(r.settled)}
+	return json.Marshal(&f)
+}
+
+// Limits of faults.
+const (
+	settleLimit = 90 * time.Second
+	takenOver   = 15 * time.Second // a killed leader's partitions have another one by then
+	stillAcked  = time.Second      // acks that were under way when the majority went
+)
+
+var faults []faultKind
+
+func init() {
+	faults = []faultKind{
+		{"kill", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			m.kill()
+			p.hold(ctx, 0, 4*time.Second)
+			return []*clusterProcess{m}, m.launch()
+		}},
+		{"kill-leader", killLeader},
+		{"pause", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			m.signal(syscall.SIGSTOP)
+			p.hold(ctx, time.Second, 8*time.Second)
+			m.signal(syscall.SIGCONT)
+			return []*clusterProcess{m}, nil
+		}},
+		{"cut", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			p.cluster.network.each(m.index, true, false, 0)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{m}, nil
+		}},
+		{"reset", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			p.cluster.network.each(m.index, false, true, 0)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{m}, nil
+		}},
+		{"cut-pair", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			a, b := p.two()
+			p.cluster.network.set(a.index, b.index, true, false, 0)
+			p.cluster.network.set(b.index, a.index, true, false, 0)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{a, b}, nil
+		}},
+		{"one-way", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			a, b := p.two()
+			p.cluster.network.set(a.index, b.index, true, false, 0)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{a, b}, nil
+		}},
+		{"delay", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			p.cluster.network.each(m.index, false, false, p.between(20*time.Millisecond, 200*time.Millisecond))
+			p.hold(ctx, 2*time.Second, 8*time.Second)
+			return []*clusterProcess{m}, nil
+		}},
+		{"restart", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			if err := m.stop(); err != nil {
+				p.audit.anomaly(&p.audit.failures, "%v", err)
+			}
+			p.hold(ctx, 0, 2*time.Second)
+			return []*clusterProcess{m}, m.launch()
+		}},
+		{"kill-two", killMajority},
+		{"all-down", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			for _, m := range p.cluster.members {
+				m.kill()
+			}
+			p.hold(ctx, 0, time.Second)
+			for _, m := range p.cluster.members {
+				if err := m.launch(); err != nil {
+					return nil, err
+				}
+			}
+			return p.cluster.members, nil
+		}},
+		// Only for proof failover: the broker is started again once the others have
+		// taken over, so that its return has no part in the figure.
+		{"failover", killLeader},
+	}
+}
+
+func faultIndex(name string) int {
+	return slices.IndexFunc(faults, func(k faultKind) bool { return k.name == name })
+}
+
+func faultNames() []string {
+	var names []string
+	for _, k := range faults {
+		if k.name != "failover" {
+			names = append(names, k.name)
+		}
+	}
+	return names
+}
+
+func chooseFaults(names []string) ([]faultKind, error) {
+	if len(names) == 0 {
+		names = faultNames()
+	}
+	var kinds []faultKind
+	for _, name := range names {
+		i := faultIndex(name)
+		if i < 0 {
+			return nil, usagef("--faults %q: want some of: %s", name, strings.Join(faultNames(), ", "))
+		}
+		kinds = append(kinds, faults[i])
+	}
+	return kinds, nil
+}
+
+// killLeader kills a broker that leads a partition and waits until acks come from all
+// partitions again before it is started.
+func killLeader(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+	m := p.pick()
+	for _, name := range leaders(ctx, p.c, chaosTopic) {
+		if m = p.cluster.members[slices.IndexFunc(p.cluster.members, func(m *clusterProcess) bool { return m.name == name })]; p.rng.IntN(2) == 0 {
+			break
+		}
+	}
+	m.kill()
+	at := time.Now()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for time.Since(at) < takenOver {
+		if p.audit.partsSince(at) == int(p.f.partitions) {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if n := p.audit.partsSince(at); n < int(p.f.partitions) {
+		p.audit.anomaly(&p.audit.failures, "%s after %s was killed, %d of %d partitions have acks", takenOver, m.name, n, p.f.partitions)
+	}
+	return []*clusterProcess{m}, m.launch()
+}
+
+// killMajority leaves too few for any ack.
+func killMajority(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+	order := p.rng.Perm(len(p.cluster.members))[:len(p.cluster.members)/2+1]
+	var victims []*clusterProcess
+	for _, i := range order {
+		p.cluster.members[i].kill()
+		victims = append(victims, p.cluster.members[i])
+	}
+	if len(p.cluster.members) == 3 { // each partition has all its replicas there
+		p.wait(ctx, stillAcked)
+		before := p.audit.all.Load()
+		p.hold(ctx, time.Second, 4*time.Second)
+		if after := p.audit.all.Load(); after > before {
+			p.audit.anomaly(&p.audit.failures, "%d acks came while two of three brokers were down", after-before)
+		}
+	} else {
+		p.hold(ctx, time.Second, 4*time.Second)
+	}
+	for n, m := range victims {
+		if n > 0 {
+			p.hold(ctx, 0, 2*time.Second)
+		}
+		if err := m.launch(); err != nil {
+			return nil, err
+		}
+	}
+	return victims, nil
+}
+
+func (p *chaosProof) pick() *clusterProcess {
+	return p.cluster.members[p.rng.IntN(len(p.cluster.members))]
+}
+
+func (p *chaosProof) two() (a, b *clusterProcess) {
+	order := p.rng.Perm(len(p.cluster.members))
+	return p.cluster.members[order[0]], p.cluster.members[order[1]]
+}
+
+func (p *chaosProof) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(p.rng.Int64N(int64(most-least)))
+}
+
+func (p *chaosProof) hold(ctx context.Context, least, most time.Duration) {
+	p.wait(ctx, p.between(least, most))
+}
+
+func (p *chaosProof) wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// fault makes one, undoes it and waits until the cluster has settled.
+func (p *chaosProof) fault(ctx context.Context, n int, kind faultKind) error {
+	led := leaders(ctx, p.c, chaosTopic)
+	p.audit.begin()
+	begin, acked := time.Now(), p.audit.all.Load()
+	victims, err := kind.make(ctx, p)
+	if err != nil {
+		return fmt.Errorf("fault %d, %s: %w", n, kind.name, err)
+	}
+	p.cluster.network.heal()
+	var names []string
+	for _, m := range victims {
+		names = append(names, m.name)
+	}
+	held := time.Since(begin)
+	undone := time.Now()
+	// Now and then the next fault comes before all replicas have caught up.
+	whole := kind.name == "failover" || p.rng.IntN(3) > 0
+	if err := p.settle(ctx, undone, whole); err != nil {
+		return fmt.Errorf("fault %d, %s of %s: %w", n, kind.name, strings.Join(names, ", "), err)
+	}
+	r := p.results[kind.name]
+	if r == nil {
+		r = &faultResult{}
+		p.results[kind.name] = r
+	}
+	r.Count++
+	parts, lane := p.audit.gaps()
+	longest, concerned := time.Duration(0), 0
+	for part, gap := range parts {
+		longest = max(longest, gap)
+		if len(victims) == 1 && led[int32(part)] != victims[0].name && len(led) == len(parts) {
+			continue
+		}
+		concerned++
+		r.gaps.record(gap)
+	}
+	settled := time.Since(undone)
+	r.lane = max(r.lane, lane)
+	if whole {
+		r.settled = max(r.settled, settled)
+	}
+	p.say("fault %d: %s of %s for %.1f s, %d partitions led there; longest without acks: a partition %d ms, a producer %d ms; settled %.1f s later; %s acked meanwhile",
+		n, kind.name, strings.Join(names, ", "), held.Seconds(), concerned, longest.Milliseconds(), lane.Milliseconds(), settled.Seconds(),
+		grouped(fmt.Sprint(p.audit.all.Load()-acked)))
+	p.hold(ctx, 100*time.Millisecond, 1500*time.Millisecond)
+	return ctx.Err()
+}
+
+// partsSince counts the partitions with acks after t.
+func (a *chaosAudit) partsSince(t time.Time) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, p := range a.pulses {
+		if p.last.After(t) {
+			n++
+		}
+	}
+	return n
+}
+
+// settle waits until all brokers are ready and every producer has acks from every partition;
+// whole: and until the cluster says that it is healthy.
+func (p *chaosProof) settle(ctx context.Context, since time.Time, whole bool) error {
+	deadline := time.Now().Add(settleLimit)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		why := p.unsettled(ctx, since, whole)
+		if why == "" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			p.report(ctx)
+			p.audit.anomaly(&p.audit.failures, "not settled within %s: %s", settleLimit, why)
+			return fmt.Errorf("%w within %s: %s", errStuck, settleLimit, why)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (p *chaosProof) unsettled(ctx context.Context, since time.Time, whole bool) string {
+	for _, m := range p.cluster.members {
+		if m.down() {
+			p.audit.anomaly(&p.audit.failures, "%s ended by itself: %s", m.name, m.lastLog())
+			m.cmd = nil
+			if err := m.launch(); err != nil {
+				return err.Error()
+			}
+		}
+	}
+	for _, m := range p.cluster.members {
+		if !m.ready(ctx) {
+			return fmt.Sprintf("%s is not ready: %s", m.name, m.why(ctx))
+		}
+	}
+	if n, first := p.audit.silent(since); n > 0 {
+		return fmt.Sprintf("%d producers wait for acks in partitions, %s among them", n, first)
+	}
+	if !whole {
+		return ""
+	}
+	h, err := health(ctx, p.c)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("nobody tells the cluster's health: %v", err)
+	case !h.Healthy:
+		return "not healthy: " + strings.Join(h.Problems, "; ")
+	}
+	return ""
+}
+
+// report says how each broker sees a cluster that is stuck, and has each write its goroutines to its log.
+func (p *chaosProof) report(ctx context.Context) {
+	for _, m := range p.cluster.members {
+		c, err := dial(ctx, connection{Server: m.url()}, p.a.timeout)
+		if err != nil {
+			p.say("%s: %v; ready: %s", m.name, err, m.why(ctx))
+			continue
+		}
+		h, err := health(ctx, c)
+		p.say("%s: healthy %v, %s, %v; ready: %s; leaders %v", m.name, h.Healthy, strings.Join(h.Problems, "; "), err, m.why(ctx), leaders(ctx, c, chaosTopic))
+		closeClient(c)
+	}
+	for _, m := range p.cluster.members {
+		m.signal(syscall.SIGQUIT)
+	}
+	p.wait(ctx, time.Second)
+}
