@@ -89,6 +89,8 @@ type check struct {
 	ledgers []*ledger // by partition
 	starts  map[int32]int64
 
+	onAck func(partition int) // nil: nobody wants to know
+
 	acked, failed, read atomic.Int64
 	first               atomic.Pointer[error]
 }
@@ -168,6 +170,9 @@ func (k *check) write(ctx context.Context, records int64, duration, giveUp time.
 			}
 			l.acked.set(n)
 			k.acked.Add(1)
+			if k.onAck != nil {
+				k.onAck(i)
+			}
 		}
 	}
 	begin := time.Now()

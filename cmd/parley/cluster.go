@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/parleymq/parley/client"
-	"github.com/parleymq/parley/client/wire"
 )
 
 func (a *app) brokerCommand() *cobra.Command {
@@ -40,33 +40,39 @@ func (a *app) brokerCommand() *cobra.Command {
 			Use: "describe NAME", Short: "Describes one broker", Args: exactly(1, "NAME"), Example: "  parley broker describe b1",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-					brokers, err := c.Brokers(ctx)
+					b, err := c.DescribeBroker(ctx, args[0])
 					if err != nil {
 						return err
 					}
-					names := make([]string, len(brokers))
-					for i, b := range brokers {
-						names[i] = b.Name
-						if b.Name != args[0] {
-							continue
-						}
-						if a.json() {
-							return a.printJSON(b)
-						}
-						t := newTable()
-						t.row(str("name"), str(b.Name))
-						t.row(str("id"), str(b.ID))
-						t.row(str("state"), brokerState(b.State))
-						t.row(str("version"), str(b.Version))
-						t.row(str("address"), str(b.Address))
-						t.row(str("rack"), str(b.Rack))
-						t.row(str("weight"), str(fmt.Sprint(b.Weight)))
-						t.row(str("replicas"), str(fmt.Sprint(b.Replicas)))
-						t.row(str("leaders"), str(fmt.Sprint(b.Leaders)))
-						return a.printTable(t)
+					if a.json() {
+						return a.printJSON(b)
 					}
-					return &wire.Error{Code: 404, Reason: "broker_not_found",
-						Description: fmt.Sprintf("there is no broker %q; there are %s", args[0], strings.Join(names, ", "))}
+					t := newTable()
+					t.row(str("name"), str(b.Name))
+					t.row(str("id"), str(b.ID))
+					t.row(str("incarnation"), str(b.Incarnation))
+					t.row(str("state"), brokerState(b.State))
+					t.row(str("reachable"), reachable(b.BrokerDescription))
+					if b.Problem != "" {
+						t.row(str("problem"), styled(b.Problem, red))
+					}
+					if b.RTTMicros > 0 {
+						t.row(str("round trip"), str((time.Duration(b.RTTMicros) * time.Microsecond).String()))
+					}
+					t.row(str("version"), str(b.Version))
+					t.row(str("clients"), str(b.Address))
+					t.row(str("peers"), str(b.PeerAddress))
+					t.row(str("raft"), str(b.RaftAddress))
+					t.row(str("rack"), str(b.Rack))
+					t.row(str("weight"), str(fmt.Sprint(b.Weight)))
+					t.row(str("replicas"), str(fmt.Sprint(b.Replicas)))
+					t.row(str("leaders"), str(fmt.Sprint(b.Leaders)))
+					t.row(str("epoch"), str(fmt.Sprint(b.Epoch)))
+					if err := a.printTable(t); err != nil || len(b.Partitions) == 0 {
+						return err
+					}
+					fmt.Fprintln(a.stdout)
+					return a.printPartitions(b.Partitions, true)
 				})
 			},
 		},
@@ -84,10 +90,17 @@ func brokerState(state string) cell {
 	return styled(state, yellow)
 }
 
+func reachable(b client.BrokerDescription) cell {
+	if b.Reachable {
+		return str("yes")
+	}
+	return styled("no", red)
+}
+
 func (a *app) printBrokers(brokers []client.BrokerDescription) error {
-	t := newTable("NAME", "STATE", "ADDRESS", "RACK", "WEIGHT", "REPLICAS", "LEADERS", "VERSION", "ID")
+	t := newTable("NAME", "STATE", "REACHABLE", "ADDRESS", "RACK", "WEIGHT", "REPLICAS", "LEADERS", "VERSION", "ID")
 	for _, b := range brokers {
-		t.row(str(b.Name), brokerState(b.State), str(b.Address), str(b.Rack), num(b.Weight), num(b.Replicas), num(b.Leaders), str(b.Version), str(b.ID))
+		t.row(str(b.Name), brokerState(b.State), reachable(b), str(b.Address), str(b.Rack), num(b.Weight), num(b.Replicas), num(b.Leaders), str(b.Version), str(b.ID))
 	}
 	return a.printTable(t)
 }

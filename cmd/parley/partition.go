@@ -14,44 +14,34 @@ import (
 
 func (a *app) partitionCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "partition", Short: "Lists and describes partitions",
-		Example: "  parley partition list orders", RunE: needsSubcommand,
+		Use: "partition", Short: "Lists and describes partitions, moves their leaders",
+		Example: "  parley partition list orders\n  parley partition transfer orders/0 --to b2", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
 		&cobra.Command{
 			Use: "list [TOPIC]", Short: "Lists the partitions of one topic, or of all", Args: between(0, 1, "at most one TOPIC"),
 			Example: "  parley partition list\n  parley partition list orders -o json",
 			RunE: func(cmd *cobra.Command, args []string) error {
+				topic := ""
+				if len(args) == 1 {
+					topic = args[0]
+				}
 				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-					names := args
-					if len(names) == 0 {
-						for t, err := range c.ListTopics(ctx) {
-							if err != nil {
-								return err
-							}
-							names = append(names, t.Name)
-						}
-					}
 					var all []client.PartitionDescription
-					for _, name := range names {
-						d, err := c.DescribeTopic(ctx, name)
+					for p, err := range c.Partitions(ctx, topic) {
 						if err != nil {
 							return err
 						}
-						for _, p := range d.Partitions {
-							p.Topic = name
+						if !a.json() {
 							all = append(all, p)
-						}
-					}
-					if !a.json() {
-						return a.printPartitions(all, true)
-					}
-					for _, p := range all {
-						if err := a.printJSON(p); err != nil {
+						} else if err := a.printJSON(p); err != nil {
 							return err
 						}
 					}
-					return nil
+					if a.json() {
+						return nil
+					}
+					return a.printPartitions(all, true)
 				})
 			},
 		},
@@ -64,27 +54,60 @@ func (a *app) partitionCommand() *cobra.Command {
 					return err
 				}
 				return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-					d, err := c.DescribeTopic(ctx, topic)
+					p, err := c.DescribePartition(ctx, topic, n)
 					if err != nil {
 						return err
 					}
-					for _, p := range d.Partitions {
-						if p.Partition != n {
-							continue
-						}
-						p.Topic = topic
-						if a.json() {
-							return a.printJSON(p)
-						}
-						return a.printPartitions([]client.PartitionDescription{p}, true)
+					if a.json() {
+						return a.printJSON(p)
 					}
-					return &wire.Error{Code: 404, Reason: wire.ReasonPartNotFound,
-						Description: fmt.Sprintf("topic %s has %d partitions: there is no partition %d", topic, len(d.Partitions), n)}
+					return a.printPartitions([]client.PartitionDescription{p}, true)
 				})
 			},
 		},
+		a.partitionTransfer(),
 	)
 	return parent
+}
+
+func (a *app) partitionTransfer() *cobra.Command {
+	to := ""
+	cmd := &cobra.Command{
+		Use: "transfer TOPIC/N --to BROKER", Short: "Moves a partition's leadership to a broker that has a replica", Args: exactly(1, "TOPIC/N"),
+		Long: `Moves the leadership of a partition to a broker that has a replica of it. The broker
+becomes the partition's preferred leader, by an epoch: the leadership stays there, and comes back
+after a restart of the broker.`,
+		Example: "  parley partition transfer orders/0 --to b2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			topic, n, err := topicPartition(args[0])
+			if err != nil {
+				return err
+			}
+			if to == "" {
+				return usagef("--to is missing: name the broker that is to lead")
+			}
+			return a.request(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				change, err := c.TransferPartition(ctx, topic, n, to)
+				if err != nil {
+					return err
+				}
+				if a.json() {
+					return a.printJSON(change)
+				}
+				what := fmt.Sprintf("partition %s/%d is led by %s", topic, n, change.Leader)
+				if change.Change == "unchanged" {
+					what += " already"
+				}
+				if change.Detail != "" {
+					what += ": " + change.Detail
+				}
+				fmt.Fprintf(a.stdout, "%s (epoch %d)\n", what, change.Epoch)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "the `broker` that is to lead")
+	return cmd
 }
 
 func (a *app) printPartitions(all []client.PartitionDescription, withTopic bool) error {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,10 @@ type brokerProcess struct {
 	client  string // host:port
 	http    string
 	raft    string
+	peer    string
+
+	label   string   // its name; b1 when empty
+	cluster []string // settings of a broker that is not alone
 
 	cmd   *exec.Cmd
 	alive io.Closer // the child's stdin: it ends when this closes, so no orphan stays
@@ -51,7 +56,7 @@ func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
 			_ = l.Close()
 		}
 	}()
-	for _, address := range []*string{&p.client, &p.http, &p.raft} {
+	for _, address := range []*string{&p.client, &p.http, &p.raft, &p.peer} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("find a free port: %w", err)
@@ -62,12 +67,37 @@ func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
 	return p, nil
 }
 
+// newBrokerProcesses makes brokers b1, b2, … that form a cluster, in folders of dir.
+// start them all at once: none is ready before the others are there.
+func newBrokerProcesses(command []string, dir string, n int) ([]*brokerProcess, error) {
+	all := make([]*brokerProcess, n)
+	list := make([]string, n)
+	for i := range all {
+		label := fmt.Sprintf("b%d", i+1)
+		p, err := newBrokerProcess(command, filepath.Join(dir, label))
+		if err != nil {
+			return nil, err
+		}
+		p.label = label
+		all[i], list[i] = p, label+"="+p.peer
+	}
+	for _, p := range all {
+		p.cluster = []string{"--peer-listen", p.peer, "--initial-cluster", strings.Join(list, ",")}
+	}
+	return all, nil
+}
+
 func (p *brokerProcess) url() string { return "nats://" + p.client }
 
 // start starts the child and waits until it is ready.
 func (p *brokerProcess) start(ctx context.Context) error {
+	label := p.label
+	if label == "" {
+		label = "b1"
+	}
 	args := append(p.command[1:len(p.command):len(p.command)],
-		"--data-dir", p.dir, "--listen", p.client, "--http", p.http, "--raft-listen", p.raft, "--name", "b1", "--log-level", "warn")
+		"--data-dir", p.dir, "--listen", p.client, "--http", p.http, "--raft-listen", p.raft, "--name", label, "--log-level", "warn")
+	args = append(args, p.cluster...)
 	cmd := exec.Command(p.command[0], args...)
 	cmd.Stderr = &p.log
 	stdin, err := cmd.StdinPipe()
@@ -247,6 +277,8 @@ func (a *app) brokerProcessCommand() *cobra.Command {
 	flags.StringVar(&c.Listen, "listen", "", "")
 	flags.StringVar(&c.HTTP, "http", "", "")
 	flags.StringVar(&c.RaftListen, "raft-listen", "", "")
+	flags.StringVar(&c.PeerListen, "peer-listen", "", "")
+	flags.StringVar(&c.InitialCluster, "initial-cluster", "", "")
 	flags.StringVar(&c.Name, "name", "", "")
 	flags.StringVar(&level, "log-level", level, "")
 	return cmd
