@@ -20,10 +20,11 @@ import (
 const (
 	returnLook   = 500 * time.Millisecond
 	returnPause  = 50 * time.Millisecond  // between two hand-overs
-	returnWait   = 2 * time.Second        // for one to take effect
+	returnWait   = 2 * time.Second        // for all attempts at one
+	returnTry    = 700 * time.Millisecond // for one attempt
 	returnAgain  = 15 * time.Second       // after one that did not
 	handoverWait = 4 * time.Second        // for all, when the broker stops
-	handoverTry  = 400 * time.Millisecond // for one attempt then
+	handoverTry  = time.Second            // for one partition then
 	handoverRoom = 32                     // at once then
 )
 
@@ -125,18 +126,24 @@ func (b *Broker) handOver(ctx context.Context, s *slot, to uint64, wait time.Dur
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	if err := p.Log().Transfer(ctx, replica); err != nil {
-		return fmt.Errorf("hand over partition %s/%d: %w", s.topic, s.number, err)
+	var err error
+	for ctx.Err() == nil && p.Leading() {
+		try, cancelTry := context.WithTimeout(ctx, returnTry)
+		err = p.HandOver(try, replica)
+		cancelTry()
 	}
 	for {
 		changed := b.leaders.watch()
-		if now := s.lead.load().broker; now == to || now != b.id.BrokerID && now != 0 {
+		if now := s.lead.load().broker; now != b.id.BrokerID && now != 0 {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("hand over partition %s/%d to broker %s: %w", s.topic, s.number, b.brokerName(to), ctx.Err())
+			if err == nil {
+				err = ctx.Err()
+			}
+			return fmt.Errorf("hand over partition %s/%d to broker %s: %w", s.topic, s.number, b.brokerName(to), err)
 		}
 	}
 }
@@ -190,14 +197,19 @@ func (r runtime) Transfer(ctx context.Context, topic uint64, number int32, to ui
 	for {
 		changed := b.leaders.watch()
 		switch p, at := b.leader(s, false); {
-		case at == to && to != 0, p != nil && to == b.id.BrokerID:
+		case p != nil && to == b.id.BrokerID:
 			return nil
+		case p == nil && at == to: // once it has begun to lead
+			var res []api.PartitionStatus
+			if err = b.request(ctx, to, subjectStatus, statusWait, []api.Part{{Topic: topic, Number: number}}, &res); err == nil && len(res) == 1 && res[0].Leader == to {
+				return nil
+			}
 		case p != nil:
 			err = b.handOver(ctx, s, to, returnWait)
 		case at != 0:
 			err = b.request(ctx, at, subjectTransfer, returnWait+statusWait, transferRequest{api.Part{Topic: topic, Number: number}, to}, nil)
 		}
-		look := time.NewTimer(100 * time.Millisecond)
+		look := time.NewTimer(20 * time.Millisecond)
 		select {
 		case <-changed:
 		case <-look.C:

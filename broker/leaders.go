@@ -94,12 +94,10 @@ func (l *leaders) set(shard, term, broker uint64) {
 	c := l.cell(shard)
 	was := c.load()
 	self := l.b.id.BrokerID
-	switch {
-	case term < was.term, term == was.term && broker == was.broker:
+	if term < was.term || term == was.term && broker == was.broker {
 		return
-	case term == was.term && broker == 0 && was.broker != self:
-		return // Raft here has lost sight of a leader that is still known
 	}
+	// Raft may have lost sight here of a leader that still is one: that one tells.
 	c.now.Store(&leading{term: term, broker: broker, since: time.Now()})
 	if broker == self {
 		l.fresh[shard] = true

@@ -48,6 +48,7 @@ type appender struct {
 	lastSize     int // of the newest sealed group's entry
 	inFlight     int
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
+	held         int  // hand-overs under way: nothing new until they are done
 
 	ids map[idHash]*idWait // message ids that are taken and not settled
 }
@@ -345,7 +346,7 @@ func (a *appender) flush() {
 
 // pump proposes while there is something to propose and room in flight.
 func (a *appender) pump() {
-	for a.lead != nil && !a.stalled && a.inFlight < maxInFlight {
+	for a.lead != nil && !a.stalled && a.held == 0 && a.inFlight < maxInFlight {
 		if len(a.ready) == 0 {
 			if a.open == nil || a.inFlight > 0 && a.openSize() < a.p.c.Limits.PipelineBytes {
 				return

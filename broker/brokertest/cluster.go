@@ -3,6 +3,7 @@ package brokertest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,7 +66,7 @@ func (c *Cluster) Initial() string {
 
 // Config of a member, as it starts.
 func (m *Member) Config(options ...Option) broker.Config {
-	c := Config(m.dir, m.options...)
+	c := Config(m.dir)
 	c.Name = m.Name
 	c.Logger = c.Logger.With().Str("broker", m.Name).Logger()
 	c.InitialCluster = m.cluster.Initial()
@@ -77,7 +78,7 @@ func (m *Member) Config(options ...Option) broker.Config {
 		m.cluster.Network.place(peerName(m.Name), a.Peer)
 		m.cluster.Network.place(raftName(m.Name), a.Raft)
 	}
-	for _, o := range options {
+	for _, o := range slices.Concat(m.options, options) {
 		o(&c)
 	}
 	return c
