@@ -137,7 +137,7 @@ func TestGuard(t *testing.T) {
 			dialler, _ := startTransport(t, c.dial, &here)
 			address := listener.listener.Addr().String()
 			refused := c.want != "" || (c.dial.TLS == nil) != (c.listen.TLS == nil)
-			for range 3 { // of which one makes a log line on each side
+			for range 3 { // which make one log line on each side
 				conn, err := dialler.GetConnection(t.Context(), address)
 				if refused {
 					if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.want) {

@@ -53,12 +53,21 @@ func (l lines) Debugf(format string, args ...any) { l.log(zerolog.TraceLevel, fo
 func (l lines) Infof(format string, args ...any)  { l.log(zerolog.DebugLevel, format, args) }
 func (l lines) Warningf(format string, args ...any) {
 	level := zerolog.WarnLevel
-	if l.pkg == "raft" || l.pkg == "rsm" || l.pkg == "config" {
+	if l.pkg == "raft" || l.pkg == "rsm" || l.pkg == "config" || l.pkg == "transport" {
 		level = zerolog.DebugLevel
 	}
 	l.log(level, format, args)
 }
-func (l lines) Errorf(format string, args ...any) { l.log(zerolog.ErrorLevel, format, args) }
+
+// Its transport package tells of each try to reach a peer that is away, several a second: our
+// transport tells of it once in a while.
+func (l lines) Errorf(format string, args ...any) {
+	level := zerolog.ErrorLevel
+	if l.pkg == "transport" {
+		level = zerolog.DebugLevel
+	}
+	l.log(level, format, args)
+}
 
 // Panicf is how dragonboat says most of its last words.
 func (l lines) Panicf(format string, args ...any) {

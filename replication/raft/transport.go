@@ -307,23 +307,33 @@ func (t *transport) open(ctx context.Context, address string, kind byte) (*link,
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := t.dial(ctx, address)
-	if err != nil {
-		return nil, fmt.Errorf("dial raft peer %s: %w", address, err)
+	if err == nil {
+		conn, err = t.guard.enter(ctx, conn, address, kind)
 	}
-	if conn, err = t.guard.enter(ctx, conn, address, kind); err != nil {
-		err = fmt.Errorf("greet raft peer %s: %w", address, err)
-		if errors.Is(err, ErrRefused) {
-			// Dragonboat tries on and keeps the reason to itself.
-			if skipped, ok := t.complaints.due("to " + address); ok {
-				if skipped > 0 {
-					err = fmt.Errorf("%w (%d more tries were not logged)", err, skipped)
-				}
-				t.warn("raft link could not be opened", err)
-			}
-		}
+	if err != nil {
+		err = fmt.Errorf("open raft link to %s: %w", address, err)
+		t.unreached(address, err)
 		return nil, err
 	}
 	return &link{conn: conn}, nil
+}
+
+// unreached logs why a peer can't be reached, once in a while. Dragonboat tries on,
+// several times a second, with lines of its own for each (logging.go).
+func (t *transport) unreached(address string, err error) {
+	select {
+	case <-t.closed:
+		return
+	default:
+	}
+	skipped, ok := t.complaints.due("to " + address)
+	switch {
+	case !ok:
+		return
+	case skipped > 0:
+		err = fmt.Errorf("%w (%d more tries were not logged)", err, skipped)
+	}
+	t.warn("raft peer cannot be reached", err)
 }
 
 // link is the sending end. Dragonboat uses it from one goroutine.
