@@ -208,6 +208,9 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 	}
 	b.background.Go(func() { b.peers.follow(b.bgCtx) })
 	if err := b.epochs.Bootstrap(ctx); err != nil {
+		if why := b.waiting.Load(); why != nil && ctx.Err() != nil {
+			return fmt.Errorf("%w: %s", err, *why)
+		}
 		return err
 	}
 	cur = b.epochs.Current()

@@ -45,13 +45,7 @@ func NewCluster(t testing.TB, n int, options ...Option) *Cluster {
 	for i := range n {
 		c.Brokers = append(c.Brokers, &Member{Name: fmt.Sprintf("b%d", i+1), cluster: c, dir: t.TempDir(), options: options})
 	}
-	t.Cleanup(func() {
-		var wg sync.WaitGroup
-		for _, m := range c.Brokers {
-			wg.Go(m.Stop)
-		}
-		wg.Wait()
-	})
+	t.Cleanup(c.Stop)
 	return c
 }
 
@@ -62,6 +56,15 @@ func (c *Cluster) Initial() string {
 		list = append(list, m.Name+"="+peerName(m.Name))
 	}
 	return strings.Join(list, ",")
+}
+
+// Stop stops all brokers at the same time.
+func (c *Cluster) Stop() {
+	var wg sync.WaitGroup
+	for _, m := range c.Brokers {
+		wg.Go(m.Stop)
+	}
+	wg.Wait()
 }
 
 // Config of a member, as it starts.
