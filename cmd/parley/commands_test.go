@@ -84,6 +84,25 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+func TestUsageErrorsAsJSON(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{
+		"topic create -o json", "topic list --nonsense -o json", "topic list --nonsense --output=json", "topic list --nonsense -ojson",
+	} {
+		o := call{}.run(t, strings.Fields(args)...)
+		e, _ := decode(t, o.stdout)["error"].(map[string]any)
+		if o.code != exitUsage || e["reason"] != "bad_request" {
+			t.Errorf("parley %s: exit %d, %s", args, o.code, o.stdout)
+		}
+	}
+	if o := (call{}).run(t, "pub", "--nonsense", "--", "-o", "json"); o.stdout != "" {
+		t.Errorf("what follows -- is no flag: %s", o.stdout)
+	}
+	if o := (call{}).run(t, "pub"); !strings.HasPrefix(o.stderr, "parley: pub: want TOPIC") {
+		t.Errorf("the tool's name: %s", o.stderr)
+	}
+}
+
 func TestNoBroker(t *testing.T) {
 	t.Parallel()
 	// A port that was just free, so that nobody listens there.

@@ -10,6 +10,7 @@ import (
 // app is one run of the tool: where it reads and writes, and the global flags.
 type app struct {
 	surroundings
+	args    []string
 	started bool // a command began: errors are no longer about usage
 
 	settings connection // as the flags give it
@@ -27,7 +28,7 @@ func (a *app) json() bool { return a.output == outputJSON }
 
 // run is main without the process: it returns the exit status.
 func run(ctx context.Context, args []string, s surroundings) int {
-	a := &app{surroundings: s}
+	a := &app{surroundings: s, args: args}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(s.stdin)
