@@ -257,6 +257,16 @@ func TestCompletion(t *testing.T) {
 	if o := (call{}).run(t, "__complete", "pub", "t", "--compression", ""); !strings.Contains(o.stdout, "zstd") {
 		t.Errorf("codecs are not completed: %s", o.stdout)
 	}
+	name := topic(t)
+	for _, command := range []string{"pub", "sub", "check", "bench pub", "topic describe", "topic alter", "topic delete"} {
+		args := append([]string{"__complete"}, append(strings.Fields(command), "")...)
+		if o := tool(t, "", args...); !strings.Contains(o.stdout, name+"\n") {
+			t.Errorf("topics are not completed after %s: %s", command, o.stdout)
+		}
+	}
+	if o := (call{env: map[string]string{"PARLEY_SERVER": "nats://127.0.0.1:1"}}).run(t, "__complete", "pub", ""); !strings.HasPrefix(o.stdout, ":") {
+		t.Errorf("without a broker: %s", o.stdout)
+	}
 }
 
 func TestVersion(t *testing.T) {

@@ -94,9 +94,17 @@ the context chosen with "parley context use".`,
 			root.AddCommand(c)
 		}
 	}
-	group("data", a.topicCommand(), a.pubCommand(), a.subCommand())
+	topic, pub, read, bench, check := a.topicCommand(), a.pubCommand(), a.subCommand(), a.benchCommand(), a.checkCommand()
+	a.completeTopic(pub, read, check)
+	a.completeTopic(bench.Commands()...)
+	for _, c := range topic.Commands() {
+		if name := c.Name(); name == "describe" || name == "alter" || name == "delete" {
+			a.completeTopic(c)
+		}
+	}
+	group("data", topic, pub, read)
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
-	group("measure", a.demoCommand(), a.benchCommand(), a.checkCommand())
+	group("measure", a.demoCommand(), bench, check)
 	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand(), a.proofCommand())
 	return root
 }
