@@ -98,6 +98,7 @@ type lane struct {
 	tries    int             // failures in a row
 	retryAt  time.Time
 	denied   time.Time   // since when brokers say that there is no such topic, zero: they don't
+	trouble  *Error      // why the last attempt failed, nil since an ack
 	swap     []arrival   // the other half of answers
 	troubled atomic.Bool // stalled or probing: better partitions may be around
 }
@@ -403,8 +404,11 @@ func (l *lane) giveUp(now time.Time) {
 func (l *lane) tooOld(b *batch, now time.Time) bool { return now.Sub(b.since) >= l.p.cfg.giveUp }
 
 func (l *lane) gaveUp() *Error {
-	return &Error{Code: 504, Reason: wire.ReasonTimeout, Retriable: true,
-		Description: fmt.Sprintf("gave up publishing to %s/%d after %s", l.p.topic, l.partition, l.p.cfg.giveUp), Outcome: OutcomeRejected}
+	text := fmt.Sprintf("gave up publishing to %s/%d after %s", l.p.topic, l.partition, l.p.cfg.giveUp)
+	if l.trouble != nil {
+		text += ", the last failure was: " + l.trouble.Error()
+	}
+	return &Error{Code: 504, Reason: wire.ReasonTimeout, Retriable: true, Description: text, Outcome: OutcomeRejected}
 }
 
 // send sends what may be sent and returns when a lingering batch is due.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -206,7 +207,7 @@ func TestProducerGivesUp(t *testing.T) {
 		}
 		for i, f := range futures {
 			_, err := f.Wait(ctx)
-			if !errors.Is(err, ErrTimeout) || asError(err).Outcome != OutcomeRejected {
+			if !errors.Is(err, ErrTimeout) || asError(err).Outcome != OutcomeRejected || !strings.Contains(err.Error(), "no connection") {
 				t.Errorf("record %d: %v", i, err)
 			}
 			if d := time.Since(start); d < 10*time.Second || d > 12*time.Second {

@@ -136,7 +136,7 @@ func (r *Reader) locate(ctx context.Context) error {
 	}
 	for _, t := range r.tracks {
 		r.live++
-		if t.atEnd() {
+		if t.err == nil && t.atEnd() {
 			r.end(t)
 		}
 	}
@@ -144,7 +144,7 @@ func (r *Reader) locate(ctx context.Context) error {
 }
 
 func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
-	start, end, next := int64(0), int64(-1), int64(0)
+	start, end, first, next := int64(0), int64(-1), int64(0), int64(0)
 	from := r.cfg.from
 	if from == startOffset {
 		start = r.cfg.offset
@@ -161,7 +161,7 @@ func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
 		if err != nil {
 			return nil, err
 		}
-		next = o.Next
+		first, next = o.Start, o.Next
 		switch from {
 		case startEarliest, startOffsets:
 			start = o.Start
@@ -176,6 +176,11 @@ func (r *Reader) place(ctx context.Context, p int32) (*track, error) {
 	}
 	t := newTrack(r, p, start, end)
 	t.next = next
+	if end >= 0 && start > end { // no fetch will tell
+		r.mu.Lock()
+		t.outside(first, next)
+		r.mu.Unlock()
+	}
 	return t, nil
 }
 

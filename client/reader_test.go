@@ -221,6 +221,21 @@ func TestReaderStarts(t *testing.T) {
 	})
 }
 
+func TestReaderBeyondTheEndUntilEnd(t *testing.T) {
+	t.Parallel()
+	bubble(t, faults{}, oneTopic, func(t *testing.T, ctx context.Context, m *model, c *Client) {
+		for i := range 5 {
+			publish(t, ctx, producer(t, ctx, c), fmt.Sprint(i))
+		}
+		for offset, want := range map[int64]error{4: nil, 5: io.EOF, 6: ErrOffsetOutOfRange, 1 << 40: ErrOffsetOutOfRange} {
+			r := reader(t, ctx, c, FromOffset(offset), UntilEnd())
+			if _, err := r.Next(ctx); !errors.Is(err, want) {
+				t.Errorf("from %d of 5: error %v, want %v", offset, err, want)
+			}
+		}
+	})
+}
+
 func TestReaderOutOfRange(t *testing.T) {
 	t.Parallel()
 	bubble(t, faults{}, oneTopic, func(t *testing.T, ctx context.Context, m *model, c *Client) {

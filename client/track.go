@@ -242,6 +242,12 @@ func (t *track) outOfRange(rep *reply) {
 			next = n
 		}
 	}
+	t.outside(start, next)
+}
+
+// outside goes on within the bounds of the log as the policy has it, or fails. r.mu is
+// held.
+func (t *track) outside(start, next int64) {
 	to := int64(-1)
 	switch policy := t.r.cfg.outOfRange; {
 	case t.fresh || policy == OutOfRangeEarliest:

@@ -28,7 +28,7 @@ func (l *lane) settle(b *batch, r reply, now time.Time) {
 		default:
 			b.acked = true
 			b.ack = Ack{Topic: l.p.topic, Partition: l.partition, Offset: ack.Offset, Duplicate: ack.Duplicate, Epoch: ack.Epoch}
-			l.tries, l.probing, l.denied = 0, false, time.Time{}
+			l.tries, l.probing, l.denied, l.trouble = 0, false, time.Time{}, nil
 			return
 		}
 	}
@@ -37,6 +37,7 @@ func (l *lane) settle(b *batch, r reply, now time.Time) {
 
 // refused decides what becomes of a batch whose attempt failed.
 func (l *lane) refused(b *batch, err *Error, now time.Time) {
+	l.trouble = err
 	certain := rejected(err)
 	denied := false
 	switch err.Reason {

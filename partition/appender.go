@@ -122,6 +122,13 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 	}
 }
 
+// findID tells whether a message id was published within the window that ends
+// now: in an idle partition the newest entry's log time may be long past. mu is held,
+// and this replica leads.
+func (a *appender) findID(h idHash) (int64, bool) {
+	return a.p.m.findID(h, a.lead.clock.stamp())
+}
+
 // append takes one record.
 func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 	size := pub.Record.Size()
@@ -143,7 +150,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 			a.mu.Unlock()
 			return nil
 		}
-		if off, dup := a.p.m.findID(hash); dup {
+		if off, dup := a.findID(hash); dup {
 			a.mu.Unlock()
 			if pub.Receiver != nil {
 				o := a.p.outcome(off)
@@ -269,7 +276,7 @@ func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done 
 		if w := a.ids[ids[i].hash]; w != nil {
 			under = w
 			known++
-		} else if off, dup := a.p.m.findID(ids[i].hash); dup {
+		} else if off, dup := a.findID(ids[i].hash); dup {
 			if known == 0 {
 				offset = off
 			}

@@ -8,8 +8,9 @@ import (
 )
 
 // A Receiver is told what became of what it appended: once for each Append
-// that returned nil. Settle runs on the partition's own goroutine and must not
-// block; reply is what the Append was given and is valid during the call.
+// that returned nil. Settle runs on the partition's own goroutine, or within the
+// Append of what was published before, and must not block; reply is what the
+// Append was given and is valid during the call.
 type Receiver interface {
 	Settle(reply []byte, o Outcome)
 }

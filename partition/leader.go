@@ -428,7 +428,7 @@ func (p *Partition) rebuildItem(g *group, it *groupItem, waits []*idWait) (late 
 				wait, waits[h] = waits[h], nil
 			}
 			h++
-			if off, dup := p.m.findID(hash); dup {
+			if off, dup := p.m.findID(hash, g.header.logTime); dup {
 				o := p.outcome(off)
 				o.Duplicate = true
 				late = wait.answers(late, o)

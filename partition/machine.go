@@ -296,10 +296,11 @@ func (m *machine) look() bounds {
 	return m.bounds
 }
 
-// findID looks a message id up among those that were applied.
-func (m *machine) findID(h idHash) (int64, bool) {
+// findID looks a message id up among those that were applied, as an entry stamped
+// with now would find it.
+func (m *machine) findID(h idHash, now int64) (int64, bool) {
 	b := m.look()
-	return m.window.Load().find(h, b.logTime, b.start)
+	return m.window.Load().find(h, max(now, b.logTime), b.start)
 }
 
 // bytes is the size of what is stored.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,6 +351,38 @@ func TestMessageIDsInFlightShareOneOutcome(t *testing.T) {
 	r.until("answered", func() bool { return a.count()+b.count() == 2 })
 	if x, y := a.get("1"), b.get("2"); x.Duplicate || !y.Duplicate || x.Offset != 0 || y.Offset != 0 {
 		t.Fatalf("first %+v, second %+v", x, y)
+	}
+}
+
+// TestMessageIDsExpireWhileIdle: the window ends with the time that passed, also
+// where nothing else was published meanwhile.
+func TestMessageIDsExpireWhileIdle(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 16)
+	began := time.Now()
+	var passed atomic.Int64
+	p, err := Open(context.Background(), Config{
+		Topic: "t", Log: storage.LogID{Topic: 1, Partition: 2, Replica: 3}, Shard: 2, Replica: 3, Host: r.host, Engine: r.engine,
+		Checkpoints: r.cp, RetentionEvery: time.Hour, Logger: zerolog.Nop(),
+		Clock: func() time.Time { return began.Add(time.Duration(passed.Load())) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.p = p
+	r.waitLeading()
+	a := newAnswers()
+	for i, c := range []struct {
+		after time.Duration
+		again bool
+	}{{0, false}, {messageIDWindow / 2, true}, {messageIDWindow, false}} {
+		passed.Add(int64(c.after))
+		r.publish(a, i, "same")
+		r.p.Flush()
+		r.until("answered", func() bool { return a.count() == i+1 })
+		if o := a.get(fmt.Sprint(i)); o.Err != nil || o.Duplicate != c.again {
+			t.Errorf("%v later: %+v", c.after, o)
+		}
 	}
 }
 

@@ -50,7 +50,9 @@ func New(o Options) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{
 		Registry: o.Registry, MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError,
 	}))
+	paths := "/healthz\n/readyz\n/metrics"
 	v1 := func(pattern string, f func(r *http.Request) (any, error)) {
+		paths += "\n/v1/" + pattern
 		mux.HandleFunc("GET /v1/"+pattern, func(w http.ResponseWriter, r *http.Request) {
 			if !o.Started() {
 				reply(w, nil, &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Description: o.NotReady()})
@@ -92,7 +94,11 @@ func New(o Options) http.Handler {
 		}
 		return h.EpochShow(r.Context(), wire.EpochRequest{Epoch: &n})
 	})
+	for _, index := range []string{"GET /{$}", "GET /v1/{$}"} {
+		mux.HandleFunc(index, func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, paths) })
+	}
 	if o.Pprof {
+		paths += "\n/debug/pprof/"
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

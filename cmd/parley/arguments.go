@@ -16,11 +16,16 @@ func needsSubcommand(cmd *cobra.Command, args []string) error {
 	return usagef("unknown command %q for %q", args[0], cmd.CommandPath())
 }
 
+// commandName is the command as an error names it, which begins with "parley:".
+func commandName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
 // exactly says which arguments are missing, not only how many.
 func exactly(n int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return fmt.Errorf("%s: want %s, got %d arguments", cmd.CommandPath(), names, len(args))
+			return fmt.Errorf("%s: want %s, got %d arguments", commandName(cmd), names, len(args))
 		}
 		return nil
 	}
@@ -29,7 +34,7 @@ func exactly(n int, names string) cobra.PositionalArgs {
 func between(least, most int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return fmt.Errorf("%s: want %s, got %d arguments", cmd.CommandPath(), names, len(args))
+			return fmt.Errorf("%s: want %s, got %d arguments", commandName(cmd), names, len(args))
 		}
 		return nil
 	}

@@ -222,6 +222,7 @@ type meter struct {
 	total   int64 // records with the warm-up, or 0 when the end is timed
 	done    atomic.Int64
 	errors  atomic.Int64
+	failure atomic.Pointer[error] // the first one
 	bytes   atomic.Int64
 	measure atomic.Bool
 
@@ -312,16 +313,20 @@ func (m *meter) claim() bool {
 	return m.total == 0 || m.claimed.Add(1) <= m.total
 }
 
-// settle counts one record as done, or as failed, and its latency.
-func (m *meter) settle(h *histogram, since time.Time, bytes int, err error) {
-	if err != nil {
-		m.errors.Add(1)
-		return
-	}
+// settle counts one record as done, and its latency.
+func (m *meter) settle(h *histogram, since time.Time, bytes int) {
 	if m.measure.Load() && !since.IsZero() {
 		h.record(time.Since(since))
 	}
 	m.count(1, int64(bytes))
+}
+
+// lose counts a record that the SDK gave up. It was tried for minutes: what
+// follows would fare no better, so the measurement ends.
+func (m *meter) lose(err error) {
+	m.errors.Add(1)
+	m.failure.CompareAndSwap(nil, &err)
+	m.halt()
 }
 
 // count adds what is done.

@@ -74,6 +74,9 @@ func (a *app) measure(ctx context.Context, m *meter, f *benchFlags, run func(ind
 	m.start(ctx, f)
 	err := m.eachClient(f.clients, run)
 	result := m.result()
+	if first := m.failure.Load(); first != nil {
+		fmt.Fprintf(a.stderr, "parley: first failure: %v\n", *first)
+	}
 	if ctx.Err() != nil {
 		err = nil // interrupted: what was measured so far counts
 	}
@@ -126,7 +129,13 @@ func (a *app) publishLoad(ctx context.Context, m *meter, f *benchFlags, topic st
 	settle := make([]func(client.Ack, error), partitions)
 	for i := range settle {
 		h, t := m.histogram(), &times[i]
-		settle[i] = func(_ client.Ack, err error) { m.settle(h, t.pop(), f.bytes, err) }
+		settle[i] = func(_ client.Ack, err error) {
+			if since := t.pop(); err != nil {
+				m.lose(err)
+			} else {
+				m.settle(h, since, f.bytes)
+			}
+		}
 	}
 	turn := max(client.DefaultBatchBytes/f.bytes, 1)
 	values, pace := newPayloads(f.bytes, benchSeed+uint64(index)), newPacer(f.rate, f.clients, index)
@@ -165,10 +174,14 @@ func (a *app) benchLatency(ctx context.Context, f *benchFlags, topic string) (be
 		for n := index; m.claim(); n++ {
 			due := pace.wait(m.stop)
 			_, err := p.Publish(ctx, client.Record{Value: values.next(), Partition: int32(n % int(partitions))})
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return nil
+			case err != nil:
+				m.lose(err)
+			default:
+				m.settle(h, due, f.bytes)
 			}
-			m.settle(h, due, f.bytes, err)
 		}
 		return nil
 	})
@@ -199,20 +212,17 @@ func (a *app) plainLoad(ctx context.Context, m *meter, f *benchFlags, subject st
 		replies[i] = inbox + "." + strconv.Itoa(i)
 	}
 	h := m.histogram()
-	firstFailure := make(chan error, 1)
 	sub, err := nc.Subscribe(inbox+".*", func(reply *nats.Msg) {
 		slot, err := strconv.Atoi(reply.Subject[len(inbox)+1:])
 		if err != nil || slot >= f.outstanding {
 			return
 		}
-		failed := plainFailure(reply)
-		if failed != nil {
-			select {
-			case firstFailure <- failed:
-			default:
-			}
+		if failed := plainFailure(reply); failed != nil {
+			m.errors.Add(1)
+			m.failure.CompareAndSwap(nil, &failed)
+		} else {
+			m.settle(h, since[slot], f.bytes)
 		}
-		m.settle(h, since[slot], f.bytes, failed)
 		free <- slot // never blocks: there are as many slots as room
 	})
 	if err != nil {
@@ -256,11 +266,6 @@ func (a *app) plainLoad(ctx context.Context, m *meter, f *benchFlags, subject st
 		if _, err := take(); err != nil {
 			return err
 		}
-	}
-	select {
-	case err := <-firstFailure:
-		fmt.Fprintf(a.stderr, "parley: first failure: %v\n", err)
-	default:
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func (e *e2eRun) read(ctx context.Context, r *client.Reader) error {
 		for i := range batch {
 			v := batch[i].Value
 			if len(v) >= stampBytes && binary.LittleEndian.Uint64(v) == e.id {
-				e.m.settle(h, time.Unix(0, int64(binary.LittleEndian.Uint64(v[8:]))), len(v), nil)
+				e.m.settle(h, time.Unix(0, int64(binary.LittleEndian.Uint64(v[8:]))), len(v))
 			}
 		}
 	}
@@ -200,7 +200,7 @@ func (e *e2eRun) publish(ctx context.Context, a *app, f *benchFlags, topic strin
 	}
 	settle := func(_ client.Ack, err error) {
 		if err != nil {
-			e.m.errors.Add(1)
+			e.m.lose(err)
 		} else {
 			e.acked.Add(1)
 		}

@@ -30,8 +30,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Use: "check TOPIC", Short: "Writes numbered records and reads all back: lost, duplicated, reordered", Args: exactly(1, "TOPIC"),
 		Long: `Writes numbered records to every partition of a topic, reads all back and compares.
 Kill and restart brokers meanwhile: nothing that was acked may be lost, duplicated
-or out of order. Other records of the topic are left out of the count.
-Exit 1 if anything is wrong.`,
+or out of order. Other records of the topic are left out of the count. A record that is
+given up ends the writing. Exit 1 if anything is wrong.`,
 		Example: "  parley check orders\n  parley check orders --duration 10m -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.records < 0 || f.duration < 0 || f.giveUp <= 0 {
@@ -65,7 +65,7 @@ Exit 1 if anything is wrong.`,
 				v.table(t)
 				err = a.printTable(t)
 			}
-			if err == nil && !v.clean() {
+			if err == nil && (!v.clean() || failed > 0) {
 				err = errReported
 			}
 			return err
@@ -178,8 +178,8 @@ func (k *check) write(ctx context.Context, records int64, duration, giveUp time.
 	begin := time.Now()
 	var value []byte
 	for n := int64(0); records == 0 || n < records; n++ {
-		if n%checkBlock == 0 && duration > 0 && time.Since(begin) >= duration {
-			break
+		if n%checkBlock == 0 && (duration > 0 && time.Since(begin) >= duration || k.failed.Load() > 0) {
+			break // what follows a record that was given up would fare no better
 		}
 		partition := n / checkBlock % int64(len(k.ledgers))
 		value = strconv.AppendInt(append(value[:0], k.prefix...), next[partition], 10)

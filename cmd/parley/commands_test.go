@@ -85,6 +85,25 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+func TestUsageErrorsAsJSON(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{
+		"topic create -o json", "topic list --nonsense -o json", "topic list --nonsense --output=json", "topic list --nonsense -ojson",
+	} {
+		o := call{}.run(t, strings.Fields(args)...)
+		e, _ := decode(t, o.stdout)["error"].(map[string]any)
+		if o.code != exitUsage || e["reason"] != "bad_request" {
+			t.Errorf("parley %s: exit %d, %s", args, o.code, o.stdout)
+		}
+	}
+	if o := (call{}).run(t, "pub", "--nonsense", "--", "-o", "json"); o.stdout != "" {
+		t.Errorf("what follows -- is no flag: %s", o.stdout)
+	}
+	if o := (call{}).run(t, "pub"); !strings.HasPrefix(o.stderr, "parley: pub: want TOPIC") {
+		t.Errorf("the tool's name: %s", o.stderr)
+	}
+}
+
 func TestNoBroker(t *testing.T) {
 	t.Parallel()
 	// A port that was just free, so that nobody listens there.
@@ -238,6 +257,16 @@ func TestCompletion(t *testing.T) {
 	}
 	if o := (call{}).run(t, "__complete", "pub", "t", "--compression", ""); !strings.Contains(o.stdout, "zstd") {
 		t.Errorf("codecs are not completed: %s", o.stdout)
+	}
+	name := topic(t)
+	for _, command := range []string{"pub", "sub", "check", "bench pub", "topic describe", "topic alter", "topic delete"} {
+		args := append([]string{"__complete"}, append(strings.Fields(command), "")...)
+		if o := tool(t, "", args...); !strings.Contains(o.stdout, name+"\n") {
+			t.Errorf("topics are not completed after %s: %s", command, o.stdout)
+		}
+	}
+	if o := (call{env: map[string]string{"PARLEY_SERVER": "nats://127.0.0.1:1"}}).run(t, "__complete", "pub", ""); !strings.HasPrefix(o.stdout, ":") {
+		t.Errorf("without a broker: %s", o.stdout)
 	}
 }
 

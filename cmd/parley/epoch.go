@@ -201,7 +201,7 @@ func differences(before, after client.EpochDescription) []difference {
 			brokers[b.Name] = fmt.Sprintf("%s %s weight=%d rack=%s id=%s", b.State, b.Address, b.Weight, b.Rack, b.ID)
 		}
 		for _, t := range e.Topics {
-			topics[t.Name] = fmt.Sprintf("partitions=%d replicas=%d subjects=%s %s", t.Partitions, t.Replicas, strings.Join(t.Subjects, ","), configText(t.Config))
+			topics[t.Name] = strings.TrimRight(fmt.Sprintf("partitions=%d replicas=%d subjects=%s %s", t.Partitions, t.Replicas, strings.Join(t.Subjects, ","), configText(t.Config)), " ")
 			if t.DeletedAt != 0 {
 				topics[t.Name] += " deleted"
 			}

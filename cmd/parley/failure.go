@@ -44,13 +44,31 @@ func (a *app) finish(err error) int {
 	if isUsage {
 		fmt.Fprintln(a.stderr, `Try "parley --help", or --help after a command.`)
 	}
-	if a.json() {
+	if a.json() || !a.started && asksForJSON(a.args) {
 		printError(a.stdout, describe(err, isUsage))
 	}
 	if isUsage {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// asksForJSON looks for -o json where the command line could not be read as a whole:
+// a bad flag in front of it hides it.
+func asksForJSON(args []string) bool {
+	for i, arg := range args {
+		switch arg {
+		case "-o" + outputJSON, "-o=" + outputJSON, "--output=" + outputJSON:
+			return true
+		case "-o", "--output":
+			if i+1 < len(args) && args[i+1] == outputJSON {
+				return true
+			}
+		case "--":
+			return false
+		}
+	}
+	return false
 }
 
 // failure is an error as programs get it.

@@ -42,9 +42,20 @@ func (r *pubRun) one(ctx context.Context, value []byte) error {
 	if err != nil {
 		return err
 	}
+	return r.send(ctx, rec, r.settled)
+}
+
+// send hands a record to the producer; one that it doesn't take isn't counted.
+func (r *pubRun) send(ctx context.Context, rec client.Record, settled func(client.Ack, error)) error {
+	size := int64(len(rec.Key) + len(rec.Value))
 	r.sent.Add(1)
-	r.bytes.Add(int64(len(rec.Key) + len(rec.Value)))
-	return r.producer.SendFunc(ctx, rec, r.settled)
+	r.bytes.Add(size)
+	err := r.producer.SendFunc(ctx, rec, settled)
+	if err != nil {
+		r.sent.Add(-1)
+		r.bytes.Add(-size)
+	}
+	return err
 }
 
 func (r *pubRun) lines(ctx context.Context, source io.Reader) error {
@@ -64,9 +75,7 @@ func (r *pubRun) lines(ctx context.Context, source io.Reader) error {
 		r.read.Add(int64(len(line)) + 1)
 		rec, err := r.shape.record(line)
 		if err == nil {
-			r.sent.Add(1)
-			r.bytes.Add(int64(len(rec.Key) + len(rec.Value)))
-			err = r.producer.SendFunc(ctx, rec, settled)
+			err = r.send(ctx, rec, settled)
 			if err == nil {
 				if r.gaveUp.Load() {
 					r.stopLine = in.number
@@ -74,7 +83,6 @@ func (r *pubRun) lines(ctx context.Context, source io.Reader) error {
 				}
 				continue
 			}
-			r.sent.Add(-1)
 			if ctx.Err() != nil {
 				r.stopLine = in.number
 				return ctx.Err()

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/parleymq/parley/broker"
 )
 
 func TestPubAndSub(t *testing.T) {
@@ -93,7 +98,7 @@ func TestPubFailuresAreCountedAndNamed(t *testing.T) {
 	if got := tool(t, "", "sub", name, "--until-end").stdout; got != "1\n2\n" {
 		t.Errorf("came through: %q", got)
 	}
-	if o := fails(t, exitFailed, "pub", name, "v", "--partition", "7"); !strings.Contains(o.stderr, "partition 7") {
+	if o := fails(t, exitFailed, "pub", name, "v", "--partition", "7"); !strings.Contains(o.stderr, "partition 7") || !strings.Contains(o.stderr, "0 records acked, 0B") {
 		t.Errorf("partition that isn't there: %s", o.stderr)
 	}
 	if o := fails(t, exitFailed, "pub", "no-such-topic", "v"); !strings.Contains(o.stderr, "no-such-topic") {
@@ -138,6 +143,55 @@ func TestCheck(t *testing.T) {
 		if v[key] != want {
 			t.Errorf("%s is %v, want %v", key, v[key], want)
 		}
+	}
+}
+
+// A disk that is full for longer than a record is retried ends a load at once, and
+// the reason is said.
+func TestLoadOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	b, err := broker.Start(ctx, broker.Config{
+		Name: "b1", DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", RaftListen: "127.0.0.1:0", DrainTime: time.Millisecond,
+		FreeSpaceFloor: 2, FreeSpace: func(string) (free, total uint64, err error) { return 1, 100, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.Close(ctx); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}()
+	if err := b.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c := call{env: map[string]string{"PARLEY_SERVER": b.URL()}}
+	if o := c.run(t, "topic", "create", "t"); o.code != exitDone {
+		t.Fatalf("create: %+v", o)
+	}
+	for _, args := range []string{
+		"pub t v --give-up 100ms",
+		"check t --records 100000000 --give-up 100ms",
+		"bench pub t --plain --records 1000",
+	} {
+		if o := c.run(t, strings.Fields(args)...); o.code != exitFailed || !strings.Contains(o.stderr, "disk_full") {
+			t.Errorf("parley %s: exit %d, stderr %q", args, o.code, o.stderr)
+		}
+	}
+}
+
+func TestMeterEndsWithARecordThatWasGivenUp(t *testing.T) {
+	t.Parallel()
+	m := newMeter(&benchFlags{records: 1000})
+	if !m.claim() {
+		t.Fatal("ended before it began")
+	}
+	m.lose(errors.New("first"))
+	m.lose(errors.New("second"))
+	if m.claim() || m.errors.Load() != 2 || (*m.failure.Load()).Error() != "first" {
+		t.Errorf("%d errors, the first %v", m.errors.Load(), *m.failure.Load())
 	}
 }
 

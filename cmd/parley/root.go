@@ -10,6 +10,7 @@ import (
 // app is one run of the tool: where it reads and writes, and the global flags.
 type app struct {
 	surroundings
+	args    []string
 	started bool // a command began: errors are no longer about usage
 
 	settings connection // as the flags give it
@@ -27,7 +28,7 @@ func (a *app) json() bool { return a.output == outputJSON }
 
 // run is main without the process: it returns the exit status.
 func run(ctx context.Context, args []string, s surroundings) int {
-	a := &app{surroundings: s}
+	a := &app{surroundings: s, args: args}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(s.stdin)
@@ -93,9 +94,17 @@ the context chosen with "parley context use".`,
 			root.AddCommand(c)
 		}
 	}
-	group("data", a.topicCommand(), a.pubCommand(), a.subCommand())
+	topic, pub, read, bench, check := a.topicCommand(), a.pubCommand(), a.subCommand(), a.benchCommand(), a.checkCommand()
+	a.completeTopic(pub, read, check)
+	a.completeTopic(bench.Commands()...)
+	for _, c := range topic.Commands() {
+		if name := c.Name(); name == "describe" || name == "alter" || name == "delete" {
+			a.completeTopic(c)
+		}
+	}
+	group("data", topic, pub, read)
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
-	group("measure", a.demoCommand(), a.benchCommand(), a.checkCommand())
+	group("measure", a.demoCommand(), bench, check)
 	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand(), a.proofCommand())
 	return root
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -221,7 +222,7 @@ func (a *app) topicAlter() *cobra.Command {
 			if alter.Partitions != 0 {
 				fmt.Fprintln(a.stderr, "With more partitions keys map anew: new records of a key may go to another partition than its old ones.")
 				if !yes && isTerminal(a.stdin) && !a.confirm("Go on?", "yes") {
-					return usagef("not confirmed: nothing was changed")
+					return errors.New("not confirmed: nothing was changed")
 				}
 			}
 			return a.change(cmd.Context(), func(ctx context.Context, c *client.Client) (client.TopicChange, error) {
@@ -245,7 +246,7 @@ func (a *app) topicDelete() *cobra.Command {
 					return usagef("delete topic %s: give --yes where there is nobody to ask", args[0])
 				}
 				if !a.confirm(fmt.Sprintf("Delete topic %s with all its records? Type its name:", args[0]), args[0]) {
-					return usagef("not confirmed: nothing was deleted")
+					return errors.New("not confirmed: nothing was deleted")
 				}
 			}
 			return a.change(cmd.Context(), func(ctx context.Context, c *client.Client) (client.TopicChange, error) {

@@ -85,8 +85,13 @@ type Store interface {
 	// chunk are valid during the call only; the caller verifies the batches' CRCs, the
 	// store verifies everything else of a chunk (ErrCorrupt names the offset).
 	// An offset below the first stored chunk starts at that chunk. What is
-	// visible is what Next() said when the call began. Visit must not call the
-	// store's Append, Trim, Reset or Close.
+	// visible is what Next() said when the call began. Where chunks are missing
+	// it is ErrCorrupt with the offsets; a log that was opened with AllowHoles
+	// goes on behind the hole.
+	//
+	// Visit copies and returns: the engine may hold a file for it that its writer
+	// waits for. So it must neither wait for anything (a socket, a lock that an
+	// appender holds) nor call the store.
 	Read(offset int64, visit func(Chunk) bool) error
 
 	// Next is one above the newest stored offset.

@@ -181,6 +181,9 @@ func (c *conn) publish(f *frame) {
 			c.sendError(textInvalidPublish)
 		}
 		c.ok()
+		if f.reply != nil && interest.ValidSubject(f.reply) && c.options.NoResponders {
+			c.noResponders(f)
+		}
 		return
 	}
 	p := c.permissions.Load()

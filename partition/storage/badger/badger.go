@@ -148,7 +148,7 @@ func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.lock.Close())
+			err = errors.Join(err, unlock(e.lock))
 		}
 	}()
 	interrupted, err := e.preflight()
@@ -170,6 +170,7 @@ func (e *Engine) options() badgerdb.Options {
 	return badgerdb.DefaultOptions(e.files).
 		WithLogger(e.log).
 		WithExternalMagic(magic).
+		WithBypassLockGuard(true). // engine.lock is held
 		WithSyncWrites(false).
 		WithDetectConflicts(false).
 		WithNumVersionsToKeep(1).

@@ -22,8 +22,8 @@ const (
 )
 
 // takeDirectory creates the directory if need be, locks it and checks whose it
-// is. The lock is held until the file is closed. Badger has a lock of its own, but
-// only from its Open on, and things are set right before that.
+// is. Badger has a lock of its own, but only from its Open on, and things are set
+// right before that; so ours stands for both.
 func takeDirectory(dir string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Join(dir, dbDir), 0o700); err != nil {
 		return nil, fmt.Errorf("create directory: %w", err)
@@ -50,9 +50,15 @@ func takeDirectory(dir string) (*os.File, error) {
 		}
 		return checkVersion(dir)
 	}(); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, unlock(lock))
 	}
 	return lock, nil
+}
+
+// unlock gives the lock back by name: closing the file does so only once no
+// other process has it, and one that is just being forked has for a moment.
+func unlock(lock *os.File) error {
+	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
 }
 
 // checkVersion refuses a directory that something else wrote, and marks a new one.
