@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/parleymq/parley/broker"
 )
 
 func TestEveryCommandHasAnExample(t *testing.T) {
@@ -122,6 +124,20 @@ func TestNoBroker(t *testing.T) {
 	}
 	if !strings.Contains(o.stderr, p.client) {
 		t.Errorf("%q doesn't say where nobody answered", o.stderr)
+	}
+}
+
+func TestWrongCredentials(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, broker.Config{FreeSpaceFloor: -1, Token: "right"})
+	c := call{env: map[string]string{"PARLEY_SERVER": b.URL()}}
+	o := c.run(t, "topic", "list", "--token", "wrong", "-o", "json")
+	e, _ := decode(t, o.stdout)["error"].(map[string]any)
+	if o.code != exitFailed || e["reason"] != "unauthorized" || !strings.Contains(o.stderr, "see --user, --token") || strings.Contains(o.stderr, "running there") {
+		t.Errorf("exit %d, %s%s", o.code, o.stdout, o.stderr)
+	}
+	if o := c.run(t, "topic", "list", "--token", "right"); o.code != exitDone {
+		t.Errorf("right token: %+v", o)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ func dial(ctx context.Context, c connection, timeout time.Duration, more ...clie
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cl, err := client.Connect(ctx, c.Server, append(opts, more...)...)
+	if errors.Is(err, client.ErrUnauthorized) {
+		return nil, fmt.Errorf("%w: see --user, --token, --nkey and --tls-cert", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: is a broker running there? (see --server)", err)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/parleymq/parley/broker"
 )
@@ -150,23 +148,9 @@ func TestCheck(t *testing.T) {
 // the reason is said.
 func TestLoadOnAFullDisk(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	b, err := broker.Start(ctx, broker.Config{
-		Name: "b1", DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "off", RaftListen: "127.0.0.1:0", DrainTime: time.Millisecond,
+	b := startBroker(t, broker.Config{
 		FreeSpaceFloor: 2, FreeSpace: func(string) (free, total uint64, err error) { return 1, 100, nil },
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := b.Close(ctx); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	}()
-	if err := b.Ready(ctx); err != nil {
-		t.Fatal(err)
-	}
 	c := call{env: map[string]string{"PARLEY_SERVER": b.URL()}}
 	if o := c.run(t, "topic", "create", "t"); o.code != exitDone {
 		t.Fatalf("create: %+v", o)

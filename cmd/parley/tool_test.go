@@ -76,6 +76,33 @@ func (s *testBroker) stop() {
 	_ = os.RemoveAll(s.dir)
 }
 
+// startBroker runs a broker of the test's own.
+func startBroker(t *testing.T, c broker.Config) *broker.Broker {
+	t.Helper()
+	c.Name, c.DataDir, c.Listen, c.HTTP, c.RaftListen = "b1", t.TempDir(), "127.0.0.1:0", "off", "127.0.0.1:0"
+	c.DrainTime = time.Millisecond
+	limited := func() (context.Context, context.CancelFunc) {
+		return context.WithTimeout(context.Background(), 30*time.Second)
+	}
+	ctx, cancel := limited()
+	defer cancel()
+	b, err := broker.Start(ctx, c)
+	if err != nil {
+		t.Fatalf("start broker: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := limited()
+		defer cancel()
+		if err := b.Close(ctx); err != nil {
+			t.Errorf("close broker: %v", err)
+		}
+	})
+	if err := b.Ready(ctx); err != nil {
+		t.Fatalf("broker is not ready: %v", err)
+	}
+	return b
+}
+
 // call is one run of the tool, in this process.
 type call struct {
 	stdin string

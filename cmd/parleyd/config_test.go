@@ -97,6 +97,7 @@ func TestBadConfiguration(t *testing.T) {
 		{name: "bad port", flags: map[string]string{"http": "127.0.0.1:70000"}, want: []string{"--http", "65535"}},
 		{name: "bad name", flags: map[string]string{"name": "a b"}, want: []string{`--name "a b"`, "letters, digits"}},
 		{name: "name with a dot", flags: map[string]string{"name": "a.b"}, want: []string{`--name "a.b"`}},
+		{name: "rack of two lines", flags: map[string]string{"rack": "a\nb"}, want: []string{`--rack "a\nb"`, "printable"}},
 		{name: "no weight", flags: map[string]string{"weight": "0"}, want: []string{`--weight "0"`, "from 1 to 10000"}},
 		{name: "bad size", flags: map[string]string{"free-space-floor": "lots"}, want: []string{"--free-space-floor", "512MiB"}},
 		{name: "tiny memory", flags: map[string]string{"memory-limit": "1MiB"}, want: []string{"--memory-limit", "at least 128MiB"}},

@@ -5,6 +5,8 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/parleymq/parley/client/wire"
 )
@@ -221,8 +223,9 @@ const httpOff = "off"
 const maxRack = 256
 
 func setRack(s *settings, v string) error {
-	if len(v) > maxRack {
-		return fmt.Errorf("want at most %d bytes", maxRack)
+	notPrintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
+	if len(v) > maxRack || strings.ContainsFunc(v, notPrintable) {
+		return fmt.Errorf("want at most %d bytes, all printable", maxRack)
 	}
 	s.Rack = v
 	return nil
