@@ -68,6 +68,10 @@ func (p *Partition) leadTerm(l *leadership) {
 	if !p.start(l) {
 		return
 	}
+	if e := p.m.lost(p.name); e != nil {
+		p.refused.Store(e)
+		return
+	}
 	a := p.a
 	a.mu.Lock()
 	a.lead, a.stalled, a.inFlight = l, false, 0

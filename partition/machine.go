@@ -37,6 +37,10 @@ type machine struct {
 	restoring bool
 	// durable is the index of the newest durable checkpoint.
 	durable uint64
+	// reach is an entry that was applied before the restart, above the checkpoint;
+	// 0 once the log has brought it again. An entry is durable in the log
+	// before it is applied, so a log that doesn't bring it has lost acked records.
+	reach uint64
 	// failed is why state and store no longer agree: nothing is applied, and no
 	// checkpoint taken, any more.
 	failed error
@@ -99,6 +103,7 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, err)
 	}
 	m.state, m.store, m.durable = st, store, st.index
+	m.reach = store.Reach()
 	switch err := m.rebuildWindow(); {
 	case errors.Is(err, storage.ErrCorrupt):
 		// What verifies is served all the same, and reads meet the damage by name.
@@ -217,6 +222,9 @@ func (m *machine) apply(e *replication.Entry) error {
 	case kindBarrier:
 		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
 	case kindAppend:
+		if e.Index == m.reach {
+			m.reach = 0
+		}
 		data, err = m.applyAppend(e.Index, h, body)
 		if err != nil {
 			return err
@@ -301,6 +309,22 @@ func (m *machine) look() bounds {
 func (m *machine) findID(h idHash, now int64) (int64, bool) {
 	b := m.look()
 	return m.window.Load().find(h, max(now, b.logTime), b.start)
+}
+
+// lost says what is missing once a new term has started although the log did not bring
+// an entry that was applied before: its newest file was cut or damaged.
+func (m *machine) lost(name string) *Error {
+	m.applying.Lock()
+	reach, next := m.reach, m.state.next
+	m.applying.Unlock()
+	if reach == 0 {
+		return nil
+	}
+	e := describe(ErrDamaged, "%s: the Raft log ends before entry %d, which was applied before the restart: acked records from offset %d on are missing. "+
+		"The partition takes and serves nothing, and nothing is deleted: restore the raft directory's newest log file from a copy, or this replica from the others",
+		name, reach, next)
+	m.damaged(e)
+	return e
 }
 
 // bytes is the size of what is stored.

@@ -3,6 +3,7 @@ package partition
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -397,5 +398,50 @@ func TestSnapshotMeetsTrim(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatalf("the next one: %v", err)
+	}
+}
+
+// A log that doesn't bring again what was applied before a crash has lost acked
+// records: the partition must not go on as if they had never been.
+func TestLogThatLostItsEndIsRefused(t *testing.T) {
+	t.Parallel()
+	for lose := range 4 {
+		t.Run(fmt.Sprint("lost ", lose), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 31)
+			r.open()
+			a := newAnswers()
+			for i := range 20 {
+				r.publish(a, i, "")
+				r.p.Flush()
+				r.until("answered", func() bool { return a.count() == i+1 })
+				if i == 9 {
+					if err := r.cp.Sync(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := r.p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r.host.entries = r.host.entries[:len(r.host.entries)-lose]
+			p, err := Open(context.Background(), Config{
+				Topic: "orders", Log: storage.LogID{Topic: 1, Partition: 2, Replica: 3}, Shard: 2, Replica: 3,
+				Host: r.host, Engine: r.engine, Checkpoints: r.cp, RetentionEvery: time.Hour, Logger: zerolog.Nop(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.p = p
+			r.until("leading or refused", func() bool { return p.Leading() || p.refused.Load() != nil })
+			pub := Publication{Record: record.Record{Value: []byte("new")}, Expect: -1}
+			err = p.Append(context.Background(), &pub)
+			if lose == 0 && err != nil {
+				t.Fatalf("nothing was lost: %v", err)
+			}
+			if lose > 0 && (!errors.Is(err, ErrDamaged) || p.Leading() || p.Status().Damage == "") {
+				t.Fatalf("%d entries lost: %v, leading %v", lose, err, p.Leading())
+			}
+		})
 	}
 }

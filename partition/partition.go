@@ -125,6 +125,7 @@ type Partition struct {
 	closing  bool
 
 	leading   atomic.Bool
+	refused   atomic.Pointer[Error] // why this replica must not lead
 	retried   atomic.Uint64
 	acked     atomic.Uint64
 	retention atomic.Pointer[Retention]
@@ -284,6 +285,9 @@ func (p *Partition) outcome(offset int64) Outcome {
 }
 
 func (p *Partition) notLeader() *Error {
+	if e := p.refused.Load(); e != nil {
+		return e
+	}
 	p.leaderMu.Lock()
 	known, closing := p.known, p.closing
 	p.leaderMu.Unlock()

@@ -263,7 +263,7 @@ func (m *machine) refill(s *state, br *bufio.Reader, stop <-chan struct{}) error
 func (m *machine) install(s *state) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	m.state = s
+	m.state, m.reach = s, 0
 	if err := m.rebuildWindow(); err != nil {
 		return err
 	}

@@ -97,6 +97,11 @@ type Store interface {
 	// Next is one above the newest stored offset.
 	Next() int64
 
+	// Reach is the highest Chunk.Index that was there when the log was opened,
+	// those above the mark included; 0 when there was none above it. The
+	// replicated log must bring that entry again, or it has lost what it had.
+	Reach() uint64
+
 	// Seek returns the first index pair whose key is at or above key and, with
 	// upTo non-nil, below upTo. The slices are the caller's.
 	Seek(key, upTo []byte) (k, v []byte, ok bool, err error)
@@ -121,8 +126,9 @@ type Store interface {
 
 // An Engine keeps the logs of one broker in one directory.
 type Engine interface {
-	// Open opens or creates a log, drops every chunk above m.Next and verifies that the
-	// chunks' ranges adjoin from m.Start up to m.Next. It returns a *HoleError
+	// Open opens or creates a log, hides every chunk above m.Next (it goes at the
+	// latest when others come in its place) and verifies that the chunks' ranges
+	// adjoin from m.Start up to m.Next. It returns a *HoleError
 	// where they don't; nothing is deleted then. Index pairs are not dropped: those of
 	// entries above the checkpoint stay until the entries are applied again.
 	Open(id LogID, m Mark) (Store, error)

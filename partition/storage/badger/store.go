@@ -30,6 +30,9 @@ type store struct {
 	trimmed int64  // chunks below it are deleted already
 	below   []byte // index pairs below it are deleted already
 	failed  error  // of an append that may have been stored in part
+	// above are the keys of chunks that lay above the mark at Open, in order.
+	above [][]byte
+	reach uint64 // see storage.Store; set at Open
 }
 
 // Open implements storage.Engine.
@@ -80,7 +83,7 @@ func (e *Engine) recoverLog(id storage.LogID, m storage.Mark) (*store, error) {
 	}
 	s.next.Store(m.Next)
 	s.floor.Store(m.Start)
-	stale, err := s.verify(m)
+	stale, above, err := s.verify(m)
 	if err != nil {
 		var hole *storage.HoleError
 		if errors.As(err, &hole) {
@@ -88,20 +91,62 @@ func (e *Engine) recoverLog(id storage.LogID, m storage.Mark) (*store, error) {
 		}
 		return nil, err
 	}
-	// What was written after the mark may be there in part. It goes before
-	// anything new can come, or an old chunk might be taken for a new one.
 	if err := e.delete(stale); err != nil {
-		return nil, fmt.Errorf("open log %s: drop what lies above offset %d: %w", id, m.Next, err)
+		return nil, fmt.Errorf("open log %s: drop what came back: %w", id, err)
+	}
+	if s.above = above; len(above) > 0 {
+		s.reach = s.indexOf(above[len(above)-1])
 	}
 	return s, nil
 }
 
+// indexOf returns the entry that a chunk came with, or 0 when it can't be read.
+func (s *store) indexOf(key []byte) (index uint64) {
+	_ = s.e.view(func(txn *badgerdb.Txn) error { // what can't be read proves nothing
+		item, err := txn.Get(key)
+		if err != nil {
+			return err
+		}
+		return item.Value(func(v []byte) error {
+			var c storage.Chunk
+			if err := parseValue(&c, key, v); err != nil {
+				return err
+			}
+			index = c.Index
+			return nil
+		})
+	})
+	return index
+}
+
+// dropAbove deletes chunks from before the log was opened that end above the mark, up to
+// those that overlap the offsets to last. They go just before new ones come, or an
+// old chunk might be taken for a new one; until then they are all that is left
+// should the replicated log have lost them. Readers don't see them.
+func (s *store) dropAbove(last int64) error {
+	n := 0
+	for n < len(s.above) {
+		if _, base, err := parseChunkKey(s.above[n]); err == nil && base > last {
+			break
+		}
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := s.e.delete(s.above[:n]); err != nil {
+		return err
+	}
+	s.above = s.above[n:]
+	return nil
+}
+
 // verify checks by keys alone that chunks adjoin from m.Start to m.Next, and
 // counts bytes. It returns the keys of chunks that are not part of the log: those
-// that end above m.Next, and those that overlap a chunk before them, which can
-// only be deleted ones that came back. Chunks below m.Start are left to Trim, as
+// that overlap a chunk before them, which can only be deleted ones that came back,
+// and those that end above m.Next. Chunks below m.Start are left to Trim, as
 // they may come back at any time.
-func (s *store) verify(m storage.Mark) (stale [][]byte, err error) {
+func (s *store) verify(m storage.Mark) (stale, above [][]byte, err error) {
 	err = s.e.view(func(txn *badgerdb.Txn) error {
 		it := keyIterator(txn, s.chunks, false)
 		defer it.Close()
@@ -115,7 +160,10 @@ func (s *store) verify(m storage.Mark) (stale [][]byte, err error) {
 			switch {
 			case last < m.Start:
 				continue
-			case last >= m.Next, found && base < want:
+			case last >= m.Next:
+				above = append(above, item.KeyCopy(nil))
+				continue
+			case found && base < want:
 				stale = append(stale, item.KeyCopy(nil))
 				continue
 			case base > want && !m.AllowHoles:
@@ -139,7 +187,7 @@ func (s *store) verify(m storage.Mark) (stale [][]byte, err error) {
 	if err == nil && s.holes.Load() {
 		s.e.damage.Store(true)
 	}
-	return stale, err
+	return stale, above, err
 }
 
 // enter is called before each use of Badger, leave after it.
@@ -201,6 +249,12 @@ func (s *store) Append(chunks []storage.Chunk, index []storage.IndexEntry) error
 		if bytes.Compare(index[i].Key, s.below) < 0 {
 			s.below = nil
 			break
+		}
+	}
+	if len(s.above) > 0 && len(chunks) > 0 {
+		if err := s.dropAbove(chunks[len(chunks)-1].Last); err != nil {
+			s.failed = fmt.Errorf("append to log %s: drop what lay above the mark: %w", s.id, err)
+			return s.failed
 		}
 	}
 	buf := s.e.buffers.Get().(*txnBuffer)
@@ -383,6 +437,9 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 	}
 	return err
 }
+
+// Reach implements storage.Store.
+func (s *store) Reach() uint64 { return s.reach }
 
 // Next implements storage.Store.
 func (s *store) Next() int64 { return s.next.Load() }

@@ -151,7 +151,7 @@ func (s *store) Reset(next int64) error {
 	}
 	s.bytes.Store(0)
 	s.next.Store(next)
-	s.trimmed, s.below = 0, nil
+	s.trimmed, s.below, s.above = 0, nil, nil
 	s.holes.Store(false)
 	return nil
 }

@@ -133,13 +133,15 @@ func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
 	if want < m.Next && !m.AllowHoles {
 		return nil, &storage.HoleError{Log: id, From: want, To: m.Next}
 	}
+	reach := uint64(0)
 	for _, c := range l.chunks[keep:] {
+		reach = c.Index
 		dropped += int64(len(c.Data) + len(c.Meta))
 	}
 	l.chunks = l.chunks[:keep:keep]
 	l.bytes -= dropped
 	l.next, l.floor = m.Next, m.Start
-	l.open = &store{log: l}
+	l.open = &store{log: l, reach: reach}
 	return l.open, nil
 }
 

@@ -25,6 +25,7 @@ type log struct {
 type store struct {
 	log    *log
 	closed bool // guarded by log.mu
+	reach  uint64
 }
 
 func (s *store) Append(chunks []storage.Chunk, index []storage.IndexEntry) error {
@@ -97,6 +98,8 @@ func (s *store) Next() int64 {
 	defer s.log.mu.RUnlock()
 	return s.log.next
 }
+
+func (s *store) Reach() uint64 { return s.reach }
 
 func (s *store) Bytes() int64 {
 	s.log.mu.RLock()

@@ -21,15 +21,22 @@ func reopenAtMark(t *testing.T, open Opener) {
 	if s.Next() != 60 || s.Bytes() != sizeOf(all[:6]) {
 		t.Fatalf("next %d, %d bytes, want 60 and %d", s.Next(), s.Bytes(), sizeOf(all[:6]))
 	}
-	// The rest is gone for good, not hidden.
+	if want := all[9].Index; s.Reach() != want {
+		t.Fatalf("reach %d, want %d", s.Reach(), want)
+	}
+	// The rest is hidden, and gone for good once others have come in its place.
+	all = append(all[:6:6], put(t, s, 3, 14, 700, 2)...)
+	want(t, s, 0, all)
 	check(t, s.Close())
 	var hole *storage.HoleError
-	if _, err := e.Open(logA, storage.Mark{Next: 100}); !errors.As(err, &hole) || hole.From != 60 || hole.To != 100 {
-		t.Fatalf("open at the higher mark: %v, want a hole from 60 to 100", err)
+	if _, err := e.Open(logA, storage.Mark{Next: 110}); !errors.As(err, &hole) || hole.From != 102 || hole.To != 110 {
+		t.Fatalf("open at a higher mark: %v, want a hole from 102 to 110", err)
 	}
-	s = openLog(t, e, logA, 0, 60)
-	all = append(all[:6:6], put(t, s, 3, 3, 700, 2)...)
+	s = openLog(t, e, logA, 0, 102)
 	want(t, s, 0, all)
+	if s.Reach() != 0 {
+		t.Fatalf("reach %d with nothing above the mark", s.Reach())
+	}
 	ids, err := e.Logs()
 	check(t, err)
 	if len(ids) != 1 || ids[0] != logA {
