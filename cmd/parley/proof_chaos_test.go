@@ -85,7 +85,9 @@ func TestChaosAuditFinds(t *testing.T) {
 // TestReplicasDiffer: what must be the same on all replicas is compared.
 func TestReplicasDiffer(t *testing.T) {
 	t.Parallel()
-	batch := func(base int64, sum byte) storedBatch { return storedBatch{base: base, last: base + 1, sum: [32]byte{sum}} }
+	batch := func(base int64, sum byte) storedBatch {
+		return storedBatch{base: base, last: base + 1, sum: [32]byte{sum}}
+	}
 	a := &storedPartition{broker: "b1", next: 4, batches: []storedBatch{batch(0, 1), batch(2, 2)}}
 	for want, b := range map[string]*storedPartition{
 		"":            {broker: "b2", next: 4, batches: []storedBatch{batch(0, 1), batch(2, 2)}},
