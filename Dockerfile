@@ -21,7 +21,8 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/ /
 USER 65532:65532
 # Inside a container loopback reaches nobody: clients and HTTP listen on every
-# address of it. Raft has no peers yet and stays on loopback.
+# address of it. The ports between brokers stay on loopback until a cluster sets
+# them, as beyond it they need a secret or TLS: see docs/deploy/compose.yaml.
 # The name is fixed because a container made anew has another host name.
 ENV PARLEY_NAME=parley \
     PARLEY_DATA_DIR=/data \

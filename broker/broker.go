@@ -78,6 +78,8 @@ type Broker struct {
 	leaders     *leaders
 	stamps      *stamps
 	forwarders  peerSessions
+	forwards    *forwards
+	selfID      atomic.Uint64          // 0 until the cluster is formed
 	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
 	acks        *acker
 	api         *api.Handlers
@@ -171,6 +173,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
+	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
 	if err := b.start(ctx); err != nil {
@@ -198,6 +201,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1); err != nil {
 		return err
 	}
+	b.selfID.Store(b.id.BrokerID)
 	// 2. Ports, so that one in use is told before anything is touched.
 	if err := b.listen(); err != nil {
 		return err
@@ -365,7 +369,7 @@ func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 func (b *Broker) describe() config.Broker {
 	c := &b.c
 	self := config.Broker{
-		ID: b.id.BrokerID, Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
+		ID: b.self(), Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
 		Addresses: config.Addresses{
 			Client: advertised(c.AdvertiseClient, b.addresses.Clients),
 			Peer:   advertised(c.AdvertisePeer, b.addresses.Peer),
@@ -385,8 +389,8 @@ func (b *Broker) describe() config.Broker {
 // genesis is epoch 0 of a lone broker: it names itself and nothing more.
 func (b *Broker) genesis() *config.Config {
 	return &config.Config{
-		Council: []uint64{b.id.BrokerID}, NextBroker: b.id.BrokerID + 1, NextTopic: 1, NextShard: 1, NextReplica: 1,
-		Brokers: []config.Broker{{ID: b.id.BrokerID, Name: b.c.Name, Weight: uint32(b.c.Weight)}},
+		Council: []uint64{b.self()}, NextBroker: b.self() + 1, NextTopic: 1, NextShard: 1, NextReplica: 1,
+		Brokers: []config.Broker{{ID: b.self(), Name: b.c.Name, Weight: uint32(b.c.Weight)}},
 		By:      b.c.Name, At: b.c.Clock().UnixMilli(), Change: "a new cluster of one broker",
 	}
 }
@@ -464,7 +468,7 @@ func (b *Broker) announce(ctx context.Context) error {
 	if b.peers.mesh == nil {
 		return b.announceOnce(ctx)
 	}
-	if now := b.epochs.Current().Broker(b.id.BrokerID); now != nil && b.announced(now) {
+	if now := b.epochs.Current().Broker(b.self()); now != nil && b.announced(now) {
 		return nil
 	}
 	b.background.Go(func() {
@@ -584,6 +588,9 @@ func (b *Broker) serve() {
 // Addresses that the broker listens on.
 func (b *Broker) Addresses() Addresses { return b.addresses }
 
+// self is this broker's id.
+func (b *Broker) self() uint64 { return b.selfID.Load() }
+
 // Name of the broker.
 func (b *Broker) Name() string { return b.c.Name }
 
@@ -647,7 +654,7 @@ func (b *Broker) noteInfo() {
 	c := b.epochs.Current()
 	var others []string
 	for i := range c.Brokers {
-		if o := &c.Brokers[i]; o.ID != b.id.BrokerID && o.Incarnation != b.id.Incarnation && o.Addresses.Client != "" && o.State != config.Dead {
+		if o := &c.Brokers[i]; o.ID != b.self() && o.Incarnation != b.id.Incarnation && o.Addresses.Client != "" && o.State != config.Dead {
 			others = append(others, o.Addresses.Client)
 		}
 	}

@@ -107,7 +107,7 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 // one that only says that others have it.
 func (k *carrier) slot(t *config.Topic, n int32) *slot {
 	p := &t.Partitions[n]
-	r, local := p.On(k.b.id.BrokerID)
+	r, local := p.On(k.b.self())
 	s := k.slots[r.ID]
 	if !local || s == nil {
 		s = &slot{topic: t.Name, number: n, shard: p.Shard, lead: k.b.leaders.of(p.Shard)}
@@ -283,7 +283,7 @@ func (k *carrier) closeGone(c *config.Config) {
 			continue
 		}
 		for n := range c.Topics[i].Partitions {
-			if r, ok := c.Topics[i].Partitions[n].On(k.b.id.BrokerID); ok {
+			if r, ok := c.Topics[i].Partitions[n].On(k.b.self()); ok {
 				wanted[r.ID] = true
 			}
 		}
@@ -339,7 +339,7 @@ func (k *carrier) purge(ctx context.Context, c *config.Config) error {
 		done = append(done, t.ID)
 	}
 	// One broker has the topics forgotten, when all have deleted their data.
-	if len(done) == 0 || k.b.epochs.Leader() != k.b.id.BrokerID {
+	if len(done) == 0 || k.b.epochs.Leader() != k.b.self() {
 		return errors.Join(errs...)
 	}
 	if done = k.b.purgedEverywhere(ctx, c, done); len(done) == 0 {
@@ -384,7 +384,7 @@ func (k *carrier) notePurged(topic uint64) {
 
 func (k *carrier) purgeTopic(ctx context.Context, t *config.Topic) error {
 	for n := range t.Partitions {
-		r, ok := t.Partitions[n].On(k.b.id.BrokerID)
+		r, ok := t.Partitions[n].On(k.b.self())
 		if !ok {
 			continue
 		}
@@ -398,7 +398,7 @@ func (k *carrier) purgeTopic(ctx context.Context, t *config.Topic) error {
 		return err
 	}
 	for n := range t.Partitions {
-		if r, ok := t.Partitions[n].On(k.b.id.BrokerID); ok {
+		if r, ok := t.Partitions[n].On(k.b.self()); ok {
 			if err := k.b.engine.Drop(storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}); err != nil {
 				return fmt.Errorf("drop log of partition %d: %w", n, err)
 			}
@@ -419,7 +419,7 @@ func (k *carrier) expire(ctx context.Context, c *config.Config) {
 	for i := range c.Topics {
 		any = any || due(&c.Topics[i])
 	}
-	if !any || ctx.Err() != nil || k.b.epochs.Leader() != k.b.id.BrokerID {
+	if !any || ctx.Err() != nil || k.b.epochs.Leader() != k.b.self() {
 		return
 	}
 	limited, cancel := context.WithTimeout(ctx, purgeProposal)

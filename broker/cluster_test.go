@@ -132,10 +132,11 @@ func TestMajorityLost(t *testing.T) {
 		return c.Describe("t").Partitions[0].Leader == ""
 	})
 	var e *wire.Error
-	if _, err := brokertest.Publish(nc, nats.NewMsg("t")); !errors.As(err, &e) || e.Reason != wire.ReasonNotLeader || !e.Retriable ||
-		e.Outcome != wire.OutcomeRejected || !strings.Contains(e.Description, "2 of its 3 replicas can't be reached") {
-		t.Errorf("publish: %v", err)
-	}
+	brokertest.Eventually(t, "a publish is told why it is refused", func() bool {
+		_, err := brokertest.Publish(nc, nats.NewMsg("t"))
+		return errors.As(err, &e) && e.Reason == wire.ReasonNotLeader && e.Retriable && e.Outcome == wire.OutcomeRejected &&
+			strings.Contains(e.Description, "2 of its 3 replicas can't be reached")
+	})
 	if _, _, _, err := brokertest.Fetch(nc, "t", 0, wire.FetchRequest{}); !errors.As(err, &e) || e.Reason != wire.ReasonNotLeader {
 		t.Errorf("fetch: %v", err)
 	}

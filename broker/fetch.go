@@ -59,7 +59,7 @@ func (s *session) fetchFrom(t *topic, number int32, m *interest.Message) {
 		return
 	}
 	p, to := s.b.leader(t.parts[number], s.hop)
-	if to != 0 && s.b.peers.mesh.Forward(to, t.name, number, m) == nil {
+	if to != 0 && s.b.forwards.send(to, t.name, number, m) == nil {
 		return
 	}
 	if werr := s.admitFetch(); werr != nil {

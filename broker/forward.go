@@ -32,7 +32,7 @@ func (b *Broker) leader(s *slot, hop bool) (*partition.Partition, uint64) {
 	if hop {
 		return nil, 0
 	}
-	if to := s.lead.load().broker; to != b.id.BrokerID {
+	if to := s.lead.load().broker; to != b.self() {
 		return nil, to
 	}
 	return nil, 0
@@ -63,7 +63,7 @@ func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.
 		since := slot.lead.load().since
 		var err error
 		if to != 0 {
-			if err = b.peers.mesh.Forward(to, t.name, number, m); err == nil {
+			if err = b.forwards.send(to, t.name, number, m); err == nil {
 				return nil, true, nil
 			}
 			if !errors.Is(err, mesh.ErrUnreachable) {

@@ -83,7 +83,7 @@ func (b *Broker) betterLeader(s *slot) uint64 {
 		return b.successor(s)
 	}
 	first := replicas[0].Broker
-	if first == b.id.BrokerID {
+	if first == b.self() {
 		return 0
 	}
 	state := b.peers.state(first)
@@ -101,7 +101,7 @@ func (b *Broker) leadsNow(s *slot) bool {
 // successor picks who leads when this broker won't: by preference, in sync.
 func (b *Broker) successor(s *slot) uint64 {
 	for _, r := range s.replicas() {
-		if st := b.peers.state(r.Broker); r.Broker != b.id.BrokerID && st.up && !st.reluctant && s.inSyncFor(b, r.Broker) >= 0 {
+		if st := b.peers.state(r.Broker); r.Broker != b.self() && st.up && !st.reluctant && s.inSyncFor(b, r.Broker) >= 0 {
 			return r.Broker
 		}
 	}
@@ -134,7 +134,7 @@ func (b *Broker) handOver(ctx context.Context, s *slot, to uint64, wait time.Dur
 	}
 	for {
 		changed := b.leaders.watch()
-		if now := s.lead.load().broker; now != b.id.BrokerID && now != 0 {
+		if now := s.lead.load().broker; now != b.self() && now != 0 {
 			return nil
 		}
 		select {
@@ -197,7 +197,7 @@ func (r runtime) Transfer(ctx context.Context, topic uint64, number int32, to ui
 	for {
 		changed := b.leaders.watch()
 		switch p, at := b.leader(s, false); {
-		case p != nil && to == b.id.BrokerID:
+		case p != nil && to == b.self():
 			return nil
 		case p == nil && at == to: // once it has begun to lead
 			var res []api.PartitionStatus

@@ -93,7 +93,7 @@ func (l *leaders) learn(shard, term, broker uint64) {
 func (l *leaders) set(shard, term, broker uint64) {
 	c := l.cell(shard)
 	was := c.load()
-	self := l.b.id.BrokerID
+	self := l.b.self()
 	if term < was.term || term == was.term && broker == was.broker {
 		return
 	}
@@ -113,7 +113,7 @@ func (l *leaders) set(shard, term, broker uint64) {
 func (l *leaders) lost(shard uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c := l.cells[shard]; c != nil && c.load().broker == l.b.id.BrokerID {
+	if c := l.cells[shard]; c != nil && c.load().broker == l.b.self() {
 		l.set(shard, c.load().term, 0)
 	}
 }
@@ -192,7 +192,7 @@ func (l *leaders) run(ctx context.Context) {
 }
 
 func (l *leaders) tell(all bool) {
-	self := l.b.id.BrokerID
+	self := l.b.self()
 	l.mu.Lock()
 	greeted := l.greeted
 	l.greeted = map[uint64]bool{}

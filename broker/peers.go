@@ -62,6 +62,7 @@ func (b *Broker) startMesh() error {
 	b.peers.mesh = m
 	m.OnPeer(b.peers.changed)
 	m.OnForward(b.forwarded)
+	m.OnReply(b.forwards.answered)
 	m.OnForwardFlush(b.forwardedFlush)
 	m.HandleMembers(subjectLeaders, b.leaders.told)
 	m.HandleMembers(subjectProgress, b.progressed)
@@ -148,6 +149,9 @@ func (p *peers) changed(peer mesh.Peer, up bool) {
 	}
 	p.known[peer.Broker] = &s
 	p.mu.Unlock()
+	if !up {
+		p.b.forwards.lost(peer.Broker)
+	}
 	if up {
 		p.b.leaders.greet(peer.Broker)
 	}
@@ -177,7 +181,7 @@ func (p *peers) update(id uint64, f func(*peerState)) {
 // alive says whether a broker is there, as far as this one knows: all are before
 // the first links are up, so that nobody waits for what can't be known yet.
 func (p *peers) alive(id uint64) bool {
-	if id == p.b.id.BrokerID || p.mesh == nil {
+	if id == p.b.self() || p.mesh == nil {
 		return true
 	}
 	return p.state(id).up
@@ -220,6 +224,7 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 		if err := b.id.save(b.dir.path); err != nil {
 			return err
 		}
+		b.selfID.Store(b.id.BrokerID)
 		c.Logger.Info().Str("cluster", cur.ClusterID).Uint64("epoch", cur.Epoch).Int("brokers", len(cur.Brokers)).Msg("the brokers have formed a cluster")
 	}
 	b.waiting.Store(nil)

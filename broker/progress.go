@@ -39,7 +39,7 @@ type applied struct {
 // inSync lists the brokers that have what the leader had a moment ago, the
 // leader itself included.
 func (s *slot) inSync(b *Broker) []uint64 {
-	ids := []uint64{b.id.BrokerID}
+	ids := []uint64{b.self()}
 	if s.alone() {
 		return ids
 	}
@@ -133,7 +133,7 @@ func (b *Broker) tellProgress(all bool) {
 			continue
 		}
 		index, now := p.Log().Applied(), s.lead.load()
-		if now.broker == b.id.BrokerID {
+		if now.broker == b.self() {
 			s.progress.observe(now.term, index)
 			continue
 		}

@@ -19,7 +19,7 @@ func (b *Broker) purgedEverywhere(ctx context.Context, c *config.Config, topics 
 	asked := 0
 	for i := range c.Brokers {
 		id := c.Brokers[i].ID
-		if id == b.id.BrokerID {
+		if id == b.self() {
 			continue
 		}
 		asked++

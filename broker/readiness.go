@@ -68,7 +68,7 @@ func (b *Broker) notReady(led map[*slot]bool) string {
 				continue
 			}
 			p := s.partition.Load()
-			if p != nil && (p.Leading() || s.lead.load().broker != b.id.BrokerID && s.lead.load().broker != 0) {
+			if p != nil && (p.Leading() || s.lead.load().broker != b.self() && s.lead.load().broker != 0) {
 				if s.current.Load() {
 					led[s] = true
 				} else {

@@ -55,7 +55,7 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 	st := api.PartitionStatus{Leader: now.broker, Term: now.term, Problem: s.problemText()}
 	p := s.partition.Load()
 	if p == nil {
-		if st.Leader == b.id.BrokerID {
+		if st.Leader == b.self() {
 			st.Leader = 0
 		}
 		return st
@@ -67,8 +67,8 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 	}
 	switch {
 	case ps.Leading:
-		st.Leader, st.Term, st.InSync = b.id.BrokerID, ps.Term, s.inSync(b)
-	case st.Leader == b.id.BrokerID:
+		st.Leader, st.Term, st.InSync = b.self(), ps.Term, s.inSync(b)
+	case st.Leader == b.self():
 		st.Leader = 0 // it has yet to begin
 	}
 	return st
@@ -86,7 +86,7 @@ func (r runtime) Partitions(ctx context.Context, parts []api.Part) []api.Partiti
 			continue
 		}
 		out[i] = b.own(s)
-		if to := out[i].Leader; to != 0 && to != b.id.BrokerID {
+		if to := out[i].Leader; to != 0 && to != b.self() {
 			ask[to] = append(ask[to], i)
 		}
 	}
@@ -175,7 +175,7 @@ func (b *Broker) answerStatus(_ context.Context, _ mesh.Identity, req []byte) ([
 		if s == nil {
 			continue
 		}
-		if res[i] = b.own(s); res[i].Leader != b.id.BrokerID {
+		if res[i] = b.own(s); res[i].Leader != b.self() {
 			res[i] = api.PartitionStatus{Problem: res[i].Problem}
 		}
 	}
@@ -322,7 +322,7 @@ func (b *Broker) led(n uint64) bool {
 		if now.broker == 0 {
 			return false
 		}
-		if now.broker != b.id.BrokerID {
+		if now.broker != b.self() {
 			continue
 		}
 		p := s.partition.Load()
@@ -339,7 +339,7 @@ func (b *Broker) led(n uint64) bool {
 // Reach implements api.Runtime.
 func (r runtime) Reach(id uint64) api.Reach {
 	b := r.b
-	if id == b.id.BrokerID {
+	if id == b.self() {
 		return api.Reach{Up: true, Version: Version}
 	}
 	if b.peers.mesh == nil {

@@ -59,7 +59,7 @@ func (k *stamps) work(ctx context.Context) (more bool) {
 	var wg sync.WaitGroup
 	for _, s := range *local {
 		p := s.partition.Load()
-		if p == nil || s.lead.load().broker != b.id.BrokerID {
+		if p == nil || s.lead.load().broker != b.self() {
 			continue
 		}
 		if !p.Leading() {

@@ -67,7 +67,7 @@ func (c *modelCluster) client(opts ...Option) *Client {
 	}
 	cl := newClient(cfg)
 	base := func() *modelConn {
-		x := &modelConn{b: c.brokers["b1"], waiting: map[uint64]waiter{}, base: true, onUp: cl.connected}
+		x := &modelConn{c: c, b: c.brokers["b1"], waiting: map[uint64]waiter{}, base: true, onUp: cl.connected}
 		c.mu.Lock()
 		x.b.conns[x] = struct{}{}
 		c.mu.Unlock()
@@ -89,7 +89,7 @@ func (c *modelCluster) client(opts ...Option) *Client {
 			}
 			return nil, errors.New("no way")
 		}
-		x := &modelConn{b: b, waiting: map[uint64]waiter{}, lost: lost, open: true}
+		x := &modelConn{c: c, b: b, waiting: map[uint64]waiter{}, lost: lost, open: true}
 		c.mu.Lock()
 		b.conns[x] = struct{}{}
 		c.mu.Unlock()
@@ -200,7 +200,8 @@ func (c *modelCluster) transfer(topic string, partition int, to string) {
 // modelConn is one connection to a broker. A base connection finds another broker when its
 // own is gone, as nats.go does with several addresses.
 type modelConn struct {
-	b    *modelBroker
+	c    *modelCluster
+	b    *modelBroker // guarded by c.mu
 	base bool
 	lost func()
 	onUp func()
@@ -214,14 +215,14 @@ type modelConn struct {
 
 func (x *modelConn) maxPayload() int { return wire.MaxPayload }
 func (x *modelConn) broker() string {
-	x.b.c.mu.Lock()
-	defer x.b.c.mu.Unlock()
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
 	return x.b.name
 }
 
 func (x *modelConn) up() bool {
-	x.b.c.mu.Lock()
-	defer x.b.c.mu.Unlock()
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
 	_, ok := x.b.conns[x]
 	return ok
 }
@@ -236,9 +237,9 @@ func (x *modelConn) close() {
 	x.mu.Lock()
 	x.closed = true
 	x.mu.Unlock()
-	x.b.c.mu.Lock()
+	x.c.mu.Lock()
 	delete(x.b.conns, x)
-	x.b.c.mu.Unlock()
+	x.c.mu.Unlock()
 	x.drop()
 }
 
@@ -275,7 +276,7 @@ func (x *modelConn) reconnect() {
 		if closed {
 			return
 		}
-		c := x.b.c
+		c := x.c
 		c.mu.Lock()
 		var live []*modelBroker
 		for _, b := range c.brokers {
@@ -298,7 +299,7 @@ func (x *modelConn) reconnect() {
 }
 
 func (x *modelConn) request(subject string, header map[string][]string, data []byte, to receiver, tag uint64) (uint64, error) {
-	c := x.b.c
+	c := x.c
 	c.mu.Lock()
 	b := x.b
 	_, standing := b.conns[x]
@@ -343,9 +344,9 @@ func (x *modelConn) request(subject string, header map[string][]string, data []b
 
 // answered is the model's answer on its way to the client.
 func (x *modelConn) answered(token uint64, r reply) {
-	x.b.c.mu.Lock()
+	x.c.mu.Lock()
 	paused := x.b.paused
-	x.b.c.mu.Unlock()
+	x.c.mu.Unlock()
 	if paused {
 		return
 	}
@@ -528,7 +529,7 @@ func badClusterDay(t *testing.T, seed uint64) {
 	f := faults{dropAnswer: 0.01, dropRequest: 0.01, twice: 0.01, refuse: 0.02, unsure: 0.01, delay: 10 * time.Millisecond, stray: 0.3}
 	const partitions, records = 4, 400
 	clusterBubble(t, seed, f, map[string]int{"t": partitions}, func(t *testing.T, ctx context.Context, c *modelCluster, cl *Client) {
-		rng := rand.New(rand.NewPCG(seed, 99))
+		rng, pace := rand.New(rand.NewPCG(seed, 99)), rand.New(rand.NewPCG(seed, 100))
 		stop := make(chan struct{})
 		var nemesis sync.WaitGroup
 		nemesis.Go(func() {
@@ -585,7 +586,7 @@ func badClusterDay(t *testing.T, seed uint64) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Duration(rng.IntN(100)) * time.Millisecond)
+			time.Sleep(time.Duration(pace.IntN(100)) * time.Millisecond)
 		}
 		if err := p.Close(ctx); err != nil {
 			t.Fatal(err)

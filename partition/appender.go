@@ -89,7 +89,7 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 	var timer <-chan time.Time
 	a.mu.Lock()
 	for {
-		if a.lead == nil {
+		if !a.leading() {
 			a.mu.Unlock()
 			return a.p.notLeader()
 		}
@@ -312,7 +312,7 @@ func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *
 	g.control = done
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.lead == nil {
+	if !a.leading() {
 		return a.p.notLeader()
 	}
 	a.seal()
@@ -320,6 +320,9 @@ func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *
 	a.pump()
 	return nil
 }
+
+// leading says whether anything is taken: a term may be lost before its loop has ended.
+func (a *appender) leading() bool { return a.lead != nil && a.p.leading.Load() }
 
 func (a *appender) openSize() int {
 	if a.open == nil {

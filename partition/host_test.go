@@ -22,6 +22,7 @@ type loneHost struct {
 	log     *loneLog
 	wg      sync.WaitGroup
 	gate    sync.Mutex // held: nothing commits
+	barrier func(context.Context) error
 }
 
 // faults are chances in a thousand per proposal.
@@ -171,7 +172,26 @@ func (l *loneLog) Leadership() replication.Leadership {
 	return l.lead
 }
 
-func (l *loneLog) Barrier(context.Context) error { return nil }
+// depose tells the replica that another one leads.
+func (h *loneHost) depose() {
+	h.mu.Lock()
+	h.term++
+	l := h.log
+	l.lead = replication.Leadership{Leader: l.lead.Leader + 1, Term: h.term}
+	lead := l.lead
+	h.mu.Unlock()
+	l.onLead(lead)
+}
+
+func (l *loneLog) Barrier(ctx context.Context) error {
+	l.h.mu.Lock()
+	barrier := l.h.barrier
+	l.h.mu.Unlock()
+	if barrier == nil {
+		return nil
+	}
+	return barrier(ctx)
+}
 
 func (l *loneLog) Members(context.Context) (replication.Membership, error) {
 	return replication.Membership{}, nil

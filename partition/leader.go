@@ -39,6 +39,9 @@ func (p *Partition) learnLeader(l replication.Leadership) {
 	}
 	p.known = l
 	if p.current != nil && (!l.Self || l.Term != p.current.term) {
+		// At once, not when its loop has noticed: that may be waiting for a proposal that went
+		// nowhere, and readers would be told meanwhile that the log ends here.
+		p.leading.Store(false)
 		p.current.cancel()
 		p.current = nil
 	}
@@ -77,7 +80,9 @@ func (p *Partition) leadTerm(l *leadership) {
 	a.lead, a.stalled, a.inFlight = l, false, 0
 	a.mu.Unlock()
 	p.m.started.Store(true)
-	p.leading.Store(true)
+	p.leaderMu.Lock()
+	p.leading.Store(p.current == l)
+	p.leaderMu.Unlock()
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Int64("next_offset", p.m.look().next).Msg("leading the partition")
 loop:
 	for {
@@ -236,7 +241,11 @@ func (p *Partition) insist(l *leadership, g *group, v verdict) bool {
 // resign ends a leadership: what is in flight gets the answer that is true,
 // what waits is refused.
 func (p *Partition) resign(l *leadership) {
-	p.leading.Store(false)
+	p.leaderMu.Lock()
+	if p.current == l || p.current == nil {
+		p.leading.Store(false)
+	}
+	p.leaderMu.Unlock()
 	l.cancel()
 	a := p.a
 	a.mu.Lock()

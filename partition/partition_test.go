@@ -503,6 +503,65 @@ func TestFetchBoundsAndWait(t *testing.T) {
 	}
 }
 
+// TestDeposedAtOnce: who was deposed while a proposal hangs neither takes records nor tells where
+// the log ends.
+func TestDeposedAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 10)
+	r.open()
+	ctx := context.Background()
+	r.host.gate.Lock()
+	a := newAnswers()
+	r.publish(a, 1, "")
+	r.p.Flush()
+	r.host.depose()
+	if r.p.Leading() {
+		t.Error("it still leads")
+	}
+	pub := Publication{Record: record.Record{Value: []byte("late")}, Expect: -1, Reply: []byte("late"), Receiver: a}
+	if err := r.p.Append(ctx, &pub); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("append: %v", err)
+	}
+	if _, err := r.p.Fetch(ctx, FetchRequest{Offset: 1}, nil); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("fetch beyond the end: %v", err)
+	}
+	if err := r.p.Await(ctx, 1, time.Second); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("await beyond the end: %v", err)
+	}
+	r.host.gate.Unlock()
+	r.until("answered", func() bool { return a.count() == 1 })
+	if r.p.Leading() {
+		t.Error("it leads again")
+	}
+}
+
+// TestBeyondTheEndIsConfirmed: a leader says that an offset is beyond its log only when the others
+// confirm that it leads.
+func TestBeyondTheEndIsConfirmed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 11)
+	r.open()
+	ctx := context.Background()
+	if err := r.p.Await(ctx, 1, time.Second); err != nil {
+		t.Errorf("confirmed: %v", err)
+	}
+	r.host.mu.Lock()
+	r.host.barrier = func(context.Context) error { return errors.New("no majority") }
+	r.host.mu.Unlock()
+	if err := r.p.Await(ctx, 1, time.Second); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("cut off: %v", err)
+	}
+	if err := r.p.Await(ctx, 0, time.Millisecond); err != nil {
+		t.Errorf("at the end: %v", err)
+	}
+	r.host.mu.Lock()
+	r.host.barrier = func(context.Context) error { r.host.depose(); return nil }
+	r.host.mu.Unlock()
+	if err := r.p.Await(ctx, 1, time.Second); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("deposed meanwhile: %v", err)
+	}
+}
+
 func TestRetentionTrims(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -94,6 +94,10 @@ func (m *Mesh) OnForward(f func(from uint64, topic string, partition int32, msg 
 // forwarded messages, when there is none left for the moment.
 func (m *Mesh) OnForwardFlush(f func(from uint64)) { m.onFlush.Store(&f) }
 
+// OnReply sets what is told of each answer that comes straight back from a peer,
+// before it is routed. It is called from the link's reader and must be quick.
+func (m *Mesh) OnReply(f func(from uint64, subject []byte)) { m.onReply.Store(&f) }
+
 // Deliver implements interest.Sink, for whom doesn't know PeerSink.
 func (p *peer) Deliver(s *interest.Subscription, m *interest.Message) bool {
 	if s.Queue == "" {

@@ -87,6 +87,9 @@ func (d *dataSession) frame(kind byte, body []byte) error {
 		if f.bad {
 			return errBadFrame
 		}
+		if call := d.s.m.onReply.Load(); call != nil {
+			(*call)(d.peer.id, d.message.Subject)
+		}
 		d.publisher.Route(&d.message, nil)
 		d.peer.received.Add(1)
 	case frameInterest:

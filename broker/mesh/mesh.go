@@ -147,6 +147,7 @@ type Mesh struct {
 	handlers  sync.Map // subject to handler
 	onForward atomic.Pointer[func(from uint64, topic string, partition int32, m *interest.Message)]
 	onFlush   atomic.Pointer[func(from uint64)]
+	onReply   atomic.Pointer[func(from uint64, subject []byte)]
 	onPeer    atomic.Pointer[func(p Peer, up bool)]
 
 	mu       sync.Mutex

@@ -26,6 +26,7 @@ const (
 	plainTry     = 2 * time.Second
 	plainGiveUp  = 100 * time.Second // within the window of message ids
 	readerJump   = 3 * time.Second   // one reader begins anew that often, somewhere
+	readerBack   = 2000              // that far back, in offsets of a partition
 	readerAgain  = 200 * time.Millisecond
 	chaosReaders = 2
 )
@@ -232,7 +233,7 @@ func (l *chaosLoad) read(ctx context.Context, rng *rand.Rand, jumps bool) {
 		from := map[int32]int64{}
 		for p, n := range next {
 			if from[p] = n; jumps && n > 0 {
-				from[p] = rng.Int64N(n + 1)
+				from[p] = max(n-readerBack, 0) + rng.Int64N(min(n, readerBack)+1)
 			}
 		}
 		r, err := l.c.NewReader(ctx, chaosTopic, client.FromOffsets(from))

@@ -21,6 +21,9 @@ var hosts struct {
 	open []*Host
 }
 
+// late limits the lines about workers that fall behind.
+var late = newComplaints()
+
 func enlist(h *Host) {
 	hosts.once.Do(func() {
 		logger.SetLoggerFactory(func(pkg string) logger.ILogger { return lines{pkg: pkg} })
@@ -53,6 +56,14 @@ func (l lines) Debugf(format string, args ...any) { l.log(zerolog.TraceLevel, fo
 func (l lines) Infof(format string, args ...any)  { l.log(zerolog.DebugLevel, format, args) }
 func (l lines) Warningf(format string, args ...any) {
 	level := zerolog.WarnLevel
+	if strings.Contains(format, "LocalTick msgs in one batch") {
+		// A line of each replica that its worker came to late: one for all of them tells as much.
+		skipped, ok := late.due("")
+		if ok {
+			l.log(level, "raft comes late to its replicas' ticks: the CPU or the disk is overloaded, elections may follow (%d more times since the last line)", []any{skipped})
+		}
+		return
+	}
 	if l.pkg == "raft" || l.pkg == "rsm" || l.pkg == "config" || l.pkg == "transport" {
 		level = zerolog.DebugLevel
 	}

@@ -1,0 +1,99 @@
+package broker
+
+import (
+	"sync"
+
+	"github.com/parleymq/parley/broker/interest"
+	"github.com/parleymq/parley/broker/mesh"
+	"github.com/parleymq/parley/client/wire"
+)
+
+// forwards remembers what was handed to other brokers and is not answered, so
+// that its sender is told when the link breaks: else it would wait until its
+// time runs out, for an answer that nobody will give.
+type forwards struct {
+	b  *Broker
+	mu sync.Mutex
+	// under way, by broker and reply subject
+	under map[uint64]map[string]underway
+}
+
+type underway struct {
+	count int
+	fetch bool
+}
+
+// maxUnderway bounds what is remembered of one broker; what is over that isn't
+// told.
+const maxUnderway = 1 << 16
+
+// send forwards a message.
+func (f *forwards) send(to uint64, topic string, number int32, m *interest.Message) error {
+	if !f.b.peers.alive(to) {
+		return mesh.ErrUnreachable
+	}
+	if len(m.Reply) == 0 {
+		return f.b.peers.mesh.Forward(to, topic, number, m)
+	}
+	f.add(to, m)
+	if err := f.b.peers.mesh.Forward(to, topic, number, m); err != nil {
+		f.answered(to, m.Reply)
+		return err
+	}
+	if !f.b.peers.alive(to) {
+		f.lost(to) // the link went down before this was noted
+	}
+	return nil
+}
+
+func (f *forwards) add(to uint64, m *interest.Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	under := f.under[to]
+	if under == nil {
+		under = map[string]underway{}
+		f.under[to] = under
+	}
+	u, ok := under[string(m.Reply)]
+	if !ok && len(under) >= maxUnderway {
+		return
+	}
+	u.count++
+	u.fetch = hasPrefix(m.Subject, wire.FetchPrefix)
+	under[string(m.Reply)] = u
+}
+
+// answered notes an answer that came back.
+func (f *forwards) answered(from uint64, subject []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	under := f.under[from]
+	u, ok := under[string(subject)]
+	switch {
+	case !ok:
+	case u.count <= 1:
+		delete(under, string(subject))
+	default:
+		u.count--
+		under[string(subject)] = u
+	}
+}
+
+// lost answers all that a broker hasn't.
+func (f *forwards) lost(to uint64) {
+	f.mu.Lock()
+	under := f.under[to]
+	delete(f.under, to)
+	f.mu.Unlock()
+	for subject, u := range under {
+		for range u.count {
+			e := &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
+				Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
+			if u.fetch {
+				f.b.refuseFetch([]byte(subject), e)
+			} else {
+				f.b.acks.refuse([]byte(subject), e)
+			}
+		}
+	}
+}
