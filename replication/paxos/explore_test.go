@@ -30,7 +30,6 @@ type scope struct {
 	// selfAtOnce: a message to oneself is taken at once, as a driver does that steps
 	// its own messages before it takes others'.
 	selfAtOnce bool
-	limit      int // states; 0 is all
 }
 
 // explorer keeps machines and messages once each, so that a state is a few numbers:
