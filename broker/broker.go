@@ -60,8 +60,10 @@ const (
 type Broker struct {
 	c       Config
 	started time.Time
-	dir     *dataDir
-	id      identity
+	// bootstrapped is when the cluster was formed, or found formed.
+	bootstrapped time.Time
+	dir          *dataDir
+	id           identity
 
 	epochs      *epoch.Cluster
 	host        replication.Host
@@ -222,6 +224,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if err := b.bootstrap(ctx, initial); err != nil {
 		return err
 	}
+	b.bootstrapped = time.Now()
 	b.api.Store = b.epochs
 	if id := b.epochs.Current().ClusterID; id != "" && id != b.id.ClusterID {
 		return fmt.Errorf("data directory %s: its id file belongs to cluster %s, its epochs to %s", b.dir.path, b.id.ClusterID, id)

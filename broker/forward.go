@@ -77,6 +77,9 @@ func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.
 		if slot.alone() && slot.problem.Load() != nil {
 			wait = 0 // nobody else could lead
 		}
+		if at := slot.lead.load().broker; hop && at != 0 && at != b.self() {
+			wait = 0 // the sender's table was wrong, or is about to learn
+		}
 		if wait <= 0 || ctx.Err() != nil || b.stopping.Load() {
 			return nil, false, b.noLeader(t, number, to, err)
 		}

@@ -10,6 +10,10 @@ import (
 // readyLook is how often what nobody tells is looked at while not ready.
 const readyLook = 20 * time.Millisecond
 
+// linkWait is how long a broker that starts waits for links to others before it
+// is ready without them.
+const linkWait = 1500 * time.Millisecond
+
 // readiness is whether the broker serves: its listeners are open, the epoch was
 // carried out, and every partition here has had a leader once or has said why
 // it can't. Once ready it stays so until it stops.
@@ -60,6 +64,13 @@ func (b *Broker) notReady(led map[*slot]bool) string {
 	}
 	if !b.ready.listening.Load() {
 		return "listeners are not open yet"
+	}
+	if b.peers.mesh != nil && time.Since(b.bootstrapped) < linkWait {
+		for _, p := range b.peers.mesh.Peers() {
+			if !p.Reachable {
+				return "the links to other brokers are being opened"
+			}
+		}
 	}
 	missing, behind, first := 0, 0, ""
 	for _, t := range b.routes.Load().byID {

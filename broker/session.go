@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -125,18 +126,37 @@ func (s *session) publish(t *topic, to int32, m *interest.Message) *wire.Error {
 	if number < 0 {
 		number = s.choose(t)
 	}
-	part, done, err := s.reach(t, number, m)
+	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
+	p.Reply, p.Receiver = s.tag, s.b.acks
+	done, err := s.append(t, number, m, func(part *partition.Partition) error { return part.Append(s.ctx, p) })
 	if err != nil || done {
 		return err
 	}
-	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
-	p.Reply, p.Receiver = s.tag, s.b.acks
-	s.touch(part)
-	if err := part.Append(s.ctx, p); err != nil {
-		return wireError(err)
-	}
 	s.b.metrics.recordIn(len(m.Payload))
 	return nil
+}
+
+// appendTries bounds how often a record looks for its partition's leader anew,
+// since leadership may move while it is on its way.
+const appendTries = 3
+
+// append hands a record or a batch to the partition, or m to the partition's
+// leader: then done is set.
+func (s *session) append(t *topic, number int32, m *interest.Message, take func(*partition.Partition) error) (done bool, werr *wire.Error) {
+	for try := 1; ; try++ {
+		part, done, werr := s.reach(t, number, m)
+		if werr != nil || done {
+			return done, werr
+		}
+		s.touch(part)
+		err := take(part)
+		if err == nil {
+			return false, nil
+		}
+		if try == appendTries || !errors.Is(err, partition.ErrNotLeader) {
+			return false, wireError(err)
+		}
+	}
 }
 
 var subjectHeader = []byte(wire.HeaderSubject)
@@ -306,10 +326,6 @@ func (s *session) batch(t *topic, number int32, m *interest.Message) *wire.Error
 			}
 		}
 	}
-	part, done, err := s.reach(t, number, m)
-	if err != nil || done {
-		return err
-	}
 	// The partition checks every batch against the broker's limits. Only a
 	// topic with a tighter one of its own costs a second look.
 	batch := record.Batch(m.Payload)
@@ -319,9 +335,11 @@ func (s *session) batch(t *topic, number int32, m *interest.Message) *wire.Error
 		}
 	}
 	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
-	s.touch(part)
-	if err := part.AppendBatch(s.ctx, batch, expect, s.tag, s.b.acks); err != nil {
-		return wireError(err)
+	done, err := s.append(t, number, m, func(part *partition.Partition) error {
+		return part.AppendBatch(s.ctx, batch, expect, s.tag, s.b.acks)
+	})
+	if err != nil || done {
+		return err
 	}
 	s.b.metrics.batchIn(batch.Count(), len(m.Payload))
 	return nil

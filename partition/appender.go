@@ -48,7 +48,7 @@ type appender struct {
 	lastSize     int // of the newest sealed group's entry
 	inFlight     int
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
-	held         int  // hand-overs under way: nothing new until they are done
+	held         int  // hand-overs under way: nothing new is admitted or proposed until they are done
 
 	ids map[idHash]*idWait // message ids that are taken and not settled
 }
@@ -94,7 +94,7 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 			return a.p.notLeader()
 		}
 		lim := &a.p.c.Limits
-		if a.bytes == 0 || a.bytes+size <= lim.QueueBytes && a.count+count <= lim.QueueRecords {
+		if a.held == 0 && (a.bytes == 0 || a.bytes+size <= lim.QueueBytes && a.count+count <= lim.QueueRecords) {
 			return nil
 		}
 		a.pump()
@@ -405,9 +405,14 @@ func (a *appender) forget(g *group) (waits []*idWait) {
 		}
 		delete(a.ids, g.hashes[i].hash)
 	}
+	a.wakeWaiting()
+	return waits
+}
+
+// wakeWaiting lets those that wait to be admitted look again. mu is held.
+func (a *appender) wakeWaiting() {
 	if a.freed != nil {
 		close(a.freed)
 		a.freed = nil
 	}
-	return waits
 }

@@ -16,7 +16,7 @@ const (
 )
 
 // HandOver asks for the leadership to move to another replica, and waits until
-// this one leads no more or ctx ends. What is published meanwhile gathers; it is
+// this one leads no more or ctx ends. What is published meanwhile waits; it is
 // refused as not_leader once the leadership has gone, and goes on otherwise.
 func (p *Partition) HandOver(ctx context.Context, to uint64) error {
 	if !p.Leading() {
@@ -29,6 +29,7 @@ func (p *Partition) HandOver(ctx context.Context, to uint64) error {
 	defer func() {
 		a.mu.Lock()
 		a.held--
+		a.wakeWaiting()
 		a.pump()
 		a.mu.Unlock()
 	}()

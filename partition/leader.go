@@ -250,6 +250,7 @@ func (p *Partition) resign(l *leadership) {
 	a := p.a
 	a.mu.Lock()
 	a.lead = nil
+	a.wakeWaiting()
 	a.seal()
 	waiting := a.ready
 	a.ready = nil

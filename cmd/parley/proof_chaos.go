@@ -203,7 +203,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	}
 	plain := max(f.producers/2, 1)
 	prefix := fmt.Sprintf("c%d", f.seed)
-	p.audit = newChaosAudit(prefix, f.producers+plain, f.partitions, p.say)
+	p.audit = newChaosAudit(prefix, f.producers, f.producers+plain, f.partitions, p.say)
 	var urls []string
 	for _, m := range p.cluster.members {
 		urls = append(urls, m.url())

@@ -49,7 +49,7 @@ func TestChaosProof(t *testing.T) {
 // TestChaosAuditFinds: each thing that can be wrong is found.
 func TestChaosAuditFinds(t *testing.T) {
 	t.Parallel()
-	a := newChaosAudit("c1", 2, 1, func(string, ...any) {})
+	a := newChaosAudit("c1", 2, 2, 1, func(string, ...any) {})
 	value := func(stream int, n int64) []byte {
 		l := a.lane(stream, 0)
 		l.sent.Store(max(l.sent.Load(), n+1))

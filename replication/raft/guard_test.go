@@ -106,6 +106,42 @@ func startTransport(t *testing.T, c Config, log io.Writer) (*transport, chan raf
 	return tr, got
 }
 
+// A peer that restarted while a link to it was idle gets the first message.
+func TestIdleLinkOutlivesPeer(t *testing.T) {
+	t.Parallel()
+	ours := newAuthority(t)
+	for _, c := range []Config{{}, {Secret: []byte("a secret of the cluster")}, {TLS: ours()}} {
+		var log logged
+		listener, got := startTransport(t, c, &log)
+		dialler, _ := startTransport(t, c, &log)
+		conn, err := dialler.GetConnection(t.Context(), listener.listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for n := range uint64(3) {
+			if err := conn.SendMessageBatch(raftpb.MessageBatch{DeploymentId: n + 1}); err != nil {
+				t.Fatalf("batch %d: %v", n, err)
+			}
+			if b := <-got; b.DeploymentId != n+1 {
+				t.Fatalf("batch %d came as %d", n, b.DeploymentId)
+			}
+			listener.mu.Lock()
+			for l := range listener.links {
+				_ = l.Close()
+			}
+			listener.mu.Unlock()
+			<-conn.(*messageLink).gone
+		}
+		if err := listener.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SendMessageBatch(raftpb.MessageBatch{}); err == nil {
+			t.Error("a peer that has gone for good gets messages")
+		}
+	}
+}
+
 // Who gets in, who doesn't, and what both sides are told.
 func TestGuard(t *testing.T) {
 	t.Parallel()

@@ -291,7 +291,13 @@ func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 
 // GetConnection implements raftio.ITransport.
 func (t *transport) GetConnection(ctx context.Context, address string) (raftio.IConnection, error) {
-	return t.open(ctx, address, linkMessages)
+	l, err := t.open(ctx, address, linkMessages)
+	if err != nil {
+		return nil, err
+	}
+	m := &messageLink{link: l, t: t, ctx: ctx, address: address}
+	m.watch()
+	return m, nil
 }
 
 // GetSnapshotConnection implements raftio.ITransport.
@@ -342,10 +348,48 @@ type link struct {
 	buf  []byte
 }
 
-func (l *link) Close() { _ = l.conn.Close() }
+// messageLink notices when the other side has gone, and dials again when there is something to
+// send. A follower has nothing to tell another one until their leader dies: were the link found
+// broken only then, by the peer's restart of long ago, the first votes would be lost with it, and
+// dragonboat would hold back everything for that peer for a while, so that an election takes
+// rounds.
+type messageLink struct {
+	*link
+	t       *transport
+	ctx     context.Context // of all that dragonboat sends
+	address string
+	gone    chan struct{} // closed when the link has ended
+}
+
+// watch reads what never comes. Close ends it and waits for it.
+func (l *messageLink) watch() {
+	conn, gone := l.conn, make(chan struct{})
+	l.gone = gone
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, conn) // how it ended makes no difference
+		_ = conn.Close()
+	}()
+}
+
+// Close implements raftio.IConnection.
+func (l *messageLink) Close() {
+	_ = l.conn.Close()
+	<-l.gone
+}
 
 // SendMessageBatch implements raftio.IConnection.
-func (l *link) SendMessageBatch(b raftpb.MessageBatch) error {
+func (l *messageLink) SendMessageBatch(b raftpb.MessageBatch) error {
+	select {
+	case <-l.gone:
+		anew, err := l.t.open(l.ctx, l.address, linkMessages)
+		if err != nil {
+			return err
+		}
+		l.conn = anew.conn
+		l.watch()
+	default:
+	}
 	return l.send(b.SizeUpperLimit(), b.MarshalTo)
 }
 
