@@ -131,7 +131,6 @@ type chaosProof struct {
 	audit   *chaosAudit
 	load    *chaosLoad
 	results map[string]*faultResult
-	stuck   bool
 }
 
 // chaosResult is what a run prints with -o json.

@@ -29,7 +29,6 @@ type clusterProcess struct {
 	logPath string
 	args    []string
 	pid     atomic.Int64 // 0 while it is down
-	code    int          // exit status of the last run, once it has ended
 }
 
 // processCluster is the brokers of a proof and the network between them.
@@ -204,14 +203,6 @@ func (m *clusterProcess) why(ctx context.Context) string {
 		return err.Error()
 	}
 	return strings.TrimSpace(out.String())
-}
-
-// start starts a process and waits until it is ready.
-func (m *clusterProcess) start(ctx context.Context) error {
-	if err := m.launch(); err != nil {
-		return err
-	}
-	return m.awaitReady(ctx)
 }
 
 func (m *clusterProcess) awaitReady(ctx context.Context) error {
