@@ -57,10 +57,12 @@ func (l *chaosLoad) start(ctx context.Context, seed uint64) {
 	for i := range l.plain {
 		l.writers.Go(func() { l.publishPlain(ctx, l.sdk+i) })
 	}
-	ctx, l.cancel = context.WithCancel(ctx)
+	// A context of their own: the writers' closures hold on to ctx.
+	reading, cancel := context.WithCancel(ctx)
+	l.cancel = cancel
 	for i := range chaosReaders {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)+2000))
-		l.readers.Go(func() { l.read(ctx, rng, i > 0) })
+		l.readers.Go(func() { l.read(reading, rng, i > 0) })
 	}
 }
 
