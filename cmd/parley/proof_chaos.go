@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"sort"
 	"strings"
 	"time"
@@ -161,6 +162,9 @@ func (p *chaosProof) say(format string, args ...any) {
 
 // proveCluster runs a cluster under load, has its faults made, and checks.
 func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(context.Context, *chaosProof) error) (err error) {
+	if runtime.GOOS != "linux" {
+		return fmt.Errorf("this proof needs Linux: its proxies tell by /proc which broker has dialled; this is %s", runtime.GOOS)
+	}
 	dir, err := os.MkdirTemp("", "parley-chaos-")
 	if err != nil {
 		return fmt.Errorf("make a working directory: %w", err)

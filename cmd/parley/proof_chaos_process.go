@@ -111,8 +111,7 @@ func (m *clusterProcess) launch() error {
 	defer log.Close() // the child has its own descriptor
 	cmd := exec.Command(m.command[0], append(m.command[1:len(m.command):len(m.command)], m.args...)...)
 	cmd.Stderr = log
-	// It goes when the proof goes, however that ends.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	tie(cmd)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", m.name, err)
 	}
