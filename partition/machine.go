@@ -321,7 +321,7 @@ func (m *machine) lost(name string) *Error {
 		return nil
 	}
 	e := describe(ErrDamaged, "%s: the Raft log ends before entry %d, which was applied before the restart: acked records from offset %d on are missing. "+
-		"The partition takes and serves nothing, and nothing is deleted: restore the raft directory's newest log file from a copy, or this replica from the others",
+		"The partition takes and serves nothing, and what its store holds of them stays there: restore the raft directory's newest log file from a copy, or this replica from the others",
 		name, reach, next)
 	m.damaged(e)
 	return e
