@@ -88,6 +88,7 @@ type Config struct {
 	Topic       string
 	Number      int32
 	Log         storage.LogID
+	Epoch       uint64 // that opens it: what acks name before the first barrier
 	Shard       uint64
 	Replica     uint64
 	Initial     map[uint64]string
@@ -281,7 +282,11 @@ func (p *Partition) command(ctx context.Context, kind commandKind, value uint64)
 }
 
 func (p *Partition) outcome(offset int64) Outcome {
-	return Outcome{Topic: p.c.Topic, Partition: p.c.Number, Offset: offset, Epoch: p.m.look().barrier}
+	epoch := p.m.look().barrier
+	if epoch == 0 { // its first barrier is under way
+		epoch = p.c.Epoch
+	}
+	return Outcome{Topic: p.c.Topic, Partition: p.c.Number, Offset: offset, Epoch: epoch}
 }
 
 func (p *Partition) notLeader() *Error {
