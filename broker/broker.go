@@ -2,7 +2,8 @@
 // partitions that the newest epoch gives it, and connects them to the front
 // ends that clients speak to.
 //
-//	broker.go     Start and Close, in numbered steps
+//	broker.go     Start, in numbered steps; shutdown.go Close and what is fatal
+//	announce.go   what this broker is, decided as an epoch
 //	config.go     Config, its defaults and checks; parts.go the default parts
 //	datadir.go    lock of the data directory; identity.go whose it is
 //	peers.go      the other brokers: mesh, bootstrap; secrecy.go who is let in
@@ -27,7 +28,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -368,27 +368,6 @@ func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 	return nil
 }
 
-// describe says what this broker is, for epochs.
-func (b *Broker) describe() config.Broker {
-	c := &b.c
-	self := config.Broker{
-		ID: b.self(), Name: c.Name, Incarnation: b.id.Incarnation, Rack: c.Rack, Weight: uint32(c.Weight),
-		Addresses: config.Addresses{
-			Client: advertised(c.AdvertiseClient, b.addresses.Clients),
-			Peer:   advertised(c.AdvertisePeer, b.addresses.Peer),
-			Raft:   advertised(c.AdvertiseRaft, b.addresses.Raft),
-		},
-	}
-	if initial, err := c.initial(); err == nil && c.AdvertisePeer == "" {
-		for _, l := range initial {
-			if l.Name == c.Name && len(initial) > 1 {
-				self.Addresses.Peer = l.Address
-			}
-		}
-	}
-	return self
-}
-
 // genesis is epoch 0 of a lone broker: it names itself and nothing more.
 func (b *Broker) genesis() *config.Config {
 	return &config.Config{
@@ -442,111 +421,6 @@ func (b *Broker) openParts() (err error) {
 		b.space, err = storage.NewSpace(b.dir.path, floor, 0)
 	}
 	return err
-}
-
-// checkLogs refuses epochs that know less than the logs beside them: the journal
-// was cut or is an old copy. To go on would give the same ids out once more, and
-// old records would surface under new topics.
-func (b *Broker) checkLogs() error {
-	logs, err := b.engine.Logs()
-	if err != nil {
-		return fmt.Errorf("list logs: %w", err)
-	}
-	c := b.epochs.Current()
-	for _, id := range append(logs, b.checkpoints.Checkpoints()...) {
-		if id.Topic >= c.NextTopic || id.Replica >= c.NextReplica {
-			return fmt.Errorf("data directory %s: there is a log %s, but epoch %d, the newest in %s, has given out topic ids up to %d and replica ids up to %d: "+
-				"epochs are missing at the end of that journal, restore it from a copy",
-				b.dir.path, id, c.Epoch, filepath.Join(epochsDir, "journal"), c.NextTopic-1, c.NextReplica-1)
-		}
-	}
-	return nil
-}
-
-// announce has an epoch decided that says what this broker is, where the newest
-// one doesn't say it yet. A broker with others doesn't wait for it: the council may
-// be as much on its way up as this broker is.
-func (b *Broker) announce(ctx context.Context) error {
-	b.locate(b.epochs.Current())
-	if b.peers.mesh == nil {
-		return b.announceOnce(ctx)
-	}
-	if now := b.epochs.Current().Broker(b.self()); now != nil && b.announced(now) {
-		return nil
-	}
-	b.background.Go(func() {
-		for b.bgCtx.Err() == nil {
-			ctx, cancel := context.WithTimeout(b.bgCtx, requestTime)
-			err := b.announceOnce(ctx)
-			cancel()
-			if err == nil || b.bgCtx.Err() != nil {
-				return
-			}
-			b.c.Logger.Warn().Err(err).Msg("the cluster was not told yet where this broker is now")
-			pause := time.NewTimer(time.Second)
-			select {
-			case <-pause.C:
-			case <-b.bgCtx.Done():
-			}
-			pause.Stop()
-		}
-	})
-	return nil
-}
-
-func (b *Broker) announced(was *config.Broker) bool {
-	self := b.describe()
-	self.State = was.State
-	return *was == self
-}
-
-func (b *Broker) announceOnce(ctx context.Context) error {
-	self := b.describe()
-	_, err := b.epochs.Propose(ctx, func(next *config.Config) error {
-		was := next.Broker(self.ID)
-		if was == nil {
-			return fmt.Errorf("epoch %d names no broker %d, which this data directory belongs to", next.Epoch-1, self.ID)
-		}
-		self.State = was.State
-		if next.ClusterID == "" {
-			next.ClusterID = b.id.ClusterID
-			next.Change = fmt.Sprintf("cluster formed by broker %s", self.Name)
-		} else {
-			if was.Incarnation != self.Incarnation {
-				return fmt.Errorf("epoch %d knows broker %d as incarnation %s, this data directory is %s", next.Epoch-1, self.ID, was.Incarnation, self.Incarnation)
-			}
-			if b.announced(was) {
-				return epoch.ErrUnchanged
-			}
-			next.Change = fmt.Sprintf("broker %s changed: its name, addresses, rack or weight", self.Name)
-		}
-		*was = self
-		return nil
-	})
-	if err != nil && !errors.Is(err, epoch.ErrUnchanged) {
-		return fmt.Errorf("announce broker %s: %w", b.c.Name, err)
-	}
-	b.locate(b.epochs.Current())
-	return nil
-}
-
-// advertised is what others dial. A listener on all interfaces has no address
-// that anybody could dial, so it is known by the machine's name.
-func advertised(address, listened string) string {
-	if address != "" {
-		return address
-	}
-	host, port, err := net.SplitHostPort(listened)
-	if err != nil {
-		return listened
-	}
-	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
-		return listened
-	}
-	if host, err = os.Hostname(); err != nil {
-		return listened
-	}
-	return net.JoinHostPort(host, port)
 }
 
 // locate notes where each replica's broker is, for Raft.
@@ -618,29 +492,6 @@ func (b *Broker) Wait() error {
 	return nil
 }
 
-// fatal ends the broker after an I/O error: what the disk holds is no longer
-// known, so nothing is acked any more. The embedding program is told; it should
-// exit. Data is safe up to the last ack.
-func (b *Broker) fatal(err error) {
-	b.failOnce.Do(func() {
-		b.acks.mute()
-		b.stopping.Store(true)
-		b.failed.Store(&err)
-		b.c.Logger.Error().Err(err).Msg("the broker can't go on: its disk failed")
-		if b.c.OnFatal != nil {
-			b.c.OnFatal(err)
-		}
-		if !b.ready.listening.Load() {
-			return // Start fails and cleans up itself
-		}
-		go func() { // ends with the broker: Close waits for the same work
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			_ = b.Close(ctx)
-		}()
-	})
-}
-
 // Info implements protocol.Broker.
 func (b *Broker) Info() protocol.Info {
 	b.infoMu.Lock()
@@ -680,116 +531,3 @@ func (b *Broker) Changed() <-chan struct{} {
 
 // Router implements protocol.Broker.
 func (b *Broker) Router() *interest.Router { return b.router }
-
-// Close stops the broker. When ctx ends first it returns an error that names
-// the step that took too long; the rest is then left to the process's end, and
-// nothing acked is lost by it.
-func (b *Broker) Close(ctx context.Context) error {
-	b.closeOnce.Do(func() {
-		b.stopping.Store(true)
-		first := "begin"
-		b.stepName.Store(&first)
-		go func() { // waited for by closed
-			b.closeErr = b.shut(ctx)
-			close(b.closed)
-			close(b.done)
-		}()
-	})
-	select {
-	case <-b.closed:
-		return b.closeErr
-	case <-ctx.Done():
-		select {
-		case <-b.closed:
-			return b.closeErr
-		default:
-			return fmt.Errorf("close broker: %w at the step: %s", ctx.Err(), *b.stepName.Load())
-		}
-	}
-}
-
-// shut undoes start, in steps. It copes with a start that ended half way.
-func (b *Broker) shut(ctx context.Context) error {
-	var errs []error
-	step := func(name string, f func() error) {
-		began := time.Now()
-		b.stepName.Store(&name)
-		if err := f(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-		if took := time.Since(began); took > time.Second {
-			b.c.Logger.Info().Str("step", name).Dur("took", took).Msg("stopping")
-		}
-	}
-	// 1. Others take over what this broker leads, while it still serves; then
-	// clients are told, and front ends let them go and end.
-	if b.ready.listening.Load() && b.failed.Load() == nil {
-		step("hand over leadership", func() error { b.handOverAll(ctx); return nil })
-	}
-	b.infoMu.Lock()
-	b.lameDuck = true
-	close(b.changed)
-	b.changed = make(chan struct{})
-	b.infoMu.Unlock()
-	step("stop serving", func() error {
-		b.serveCancel()
-		if !b.ready.listening.Load() {
-			for _, f := range b.fronts {
-				_ = f.listener.Close()
-			}
-		}
-		if b.httpServer != nil {
-			if err := b.httpServer.Shutdown(ctx); err != nil {
-				_ = b.httpServer.Close()
-			}
-		}
-		b.serving.Wait()
-		return nil
-	})
-	// 2. What clients have asked for and nobody waits for any more.
-	step("end requests", func() error {
-		b.cancel()
-		b.wg.Wait()
-		b.closeForwarders()
-		return nil
-	})
-	// 3. No epoch is carried out any more; background work ends.
-	step("end background work", func() error {
-		b.carryCancel()
-		b.carrying.Wait()
-		b.bgCancel()
-		b.background.Wait()
-		return nil
-	})
-	// 4. A last checkpoint, so that the next start has nothing to apply again;
-	// then the partitions answer what is under way and close.
-	if b.checkpoints != nil && b.failed.Load() == nil {
-		step("checkpoint", func() error { return b.checkpoints.Sync(ctx) })
-	}
-	step("close partitions", func() error { b.carrier.closeAll(); return nil })
-	if b.peers.mesh != nil {
-		step("close links to other brokers", b.peers.mesh.Close)
-	} else if b.peerListener != nil {
-		_ = b.peerListener.Close()
-	}
-	// 5. Raft, then what it applied to.
-	if b.host != nil {
-		step("close raft", b.host.Close)
-	} else if b.raftListener != nil {
-		_ = b.raftListener.Close()
-	}
-	if b.checkpoints != nil {
-		step("close checkpoints", b.checkpoints.Close)
-	}
-	if b.engine != nil {
-		step("close store", b.engine.Close)
-	}
-	if b.epochs != nil {
-		step("close epochs", b.epochs.Close)
-	}
-	// 6. The directory is free for another.
-	if b.dir != nil {
-		step("unlock data directory", b.dir.close)
-	}
-	return errors.Join(errs...)
-}
