@@ -201,7 +201,12 @@ func (r runtime) Bounds(ctx context.Context, topic uint64, number int32, timeMS 
 		changed := b.leaders.watch()
 		p, to := b.leader(s, false)
 		if p != nil {
-			return b.bounds(s, timeMS)
+			res, err := b.bounds(ctx, s, timeMS)
+			var e *wire.Error
+			if err == nil || errors.As(err, &e) && e.Reason != wire.ReasonNotLeader {
+				return res, err
+			}
+			failure = err
 		}
 		if to != 0 {
 			var res wire.OffsetResponse
@@ -213,6 +218,9 @@ func (r runtime) Bounds(ctx context.Context, topic uint64, number int32, timeMS 
 		}
 		wait := electionWait - time.Since(s.lead.load().since)
 		if wait <= 0 || ctx.Err() != nil || s.alone() && s.problem.Load() != nil {
+			if p != nil {
+				return wire.OffsetResponse{}, failure
+			}
 			e := b.noLeader(t, number, to, failure)
 			e.Outcome = ""
 			return wire.OffsetResponse{}, e
@@ -227,13 +235,23 @@ func (r runtime) Bounds(ctx context.Context, topic uint64, number int32, timeMS 
 	}
 }
 
-func (b *Broker) bounds(s *slot, timeMS *int64) (wire.OffsetResponse, error) {
+// bounds answers for a partition that this broker leads, which the others have to confirm: one that is cut off
+// from them may be behind.
+func (b *Broker) bounds(ctx context.Context, s *slot, timeMS *int64) (wire.OffsetResponse, error) {
 	p := s.partition.Load()
 	switch {
 	case p == nil:
 		return wire.OffsetResponse{}, s.refusal()
 	case !p.Leading():
 		return wire.OffsetResponse{}, notHere(s.topic, s.number, "this broker does not lead it")
+	}
+	asking, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	if err := p.Confirm(asking); err != nil {
+		if ctx.Err() != nil {
+			return wire.OffsetResponse{}, ctx.Err()
+		}
+		return wire.OffsetResponse{}, notHere(s.topic, s.number, fmt.Sprintf("the other replicas do not confirm that this broker leads it: %v", err))
 	}
 	start, next := p.Bounds()
 	res := wire.OffsetResponse{Offset: next, Start: start, Next: next}
@@ -250,7 +268,7 @@ func (b *Broker) bounds(s *slot, timeMS *int64) (wire.OffsetResponse, error) {
 	return res, nil
 }
 
-func (b *Broker) answerOffset(_ context.Context, _ mesh.Identity, req []byte) ([]byte, error) {
+func (b *Broker) answerOffset(ctx context.Context, _ mesh.Identity, req []byte) ([]byte, error) {
 	var q offsetRequest
 	if err := json.Unmarshal(req, &q); err != nil {
 		return nil, badRequest("malformed offset request")
@@ -262,7 +280,7 @@ func (b *Broker) answerOffset(_ context.Context, _ mesh.Identity, req []byte) ([
 	if s == nil {
 		return nil, notHere("", q.Number, "the epoch is being carried out")
 	}
-	res, err := b.bounds(s, q.TimeMS)
+	res, err := b.bounds(ctx, s, q.TimeMS)
 	if err != nil {
 		return nil, err
 	}

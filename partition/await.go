@@ -17,7 +17,7 @@ func (p *Partition) Await(ctx context.Context, offset int64, maxWait time.Durati
 		return p.notLeader()
 	}
 	if _, next := p.Bounds(); offset > next {
-		return p.confirm(ctx)
+		return p.Confirm(ctx)
 	}
 	if maxWait <= 0 {
 		return nil
@@ -43,8 +43,12 @@ func (p *Partition) Await(ctx context.Context, offset int64, maxWait time.Durati
 // confirmLimit bounds asking the others. Who is cut off from them gets no answer.
 const confirmLimit = 2 * time.Second
 
-// confirm returns nil when this replica leads and has applied all that is committed.
-func (p *Partition) confirm(ctx context.Context) error {
+// Confirm returns nil when this replica leads and has applied all that was committed before the call: the
+// others say so. What Bounds and OffsetAt return afterwards is no older than the call. Errors: not_leader, ctx's.
+func (p *Partition) Confirm(ctx context.Context) error {
+	if !p.leading.Load() {
+		return p.notLeader()
+	}
 	asking, cancel := context.WithTimeout(ctx, confirmLimit)
 	defer cancel()
 	err := p.log.Barrier(asking)

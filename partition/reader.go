@@ -61,7 +61,8 @@ func (p *Partition) Fetch(ctx context.Context, r FetchRequest, buf []byte) (Fetc
 	}
 }
 
-// Bounds returns the first offset that can be read and the one that comes next.
+// Bounds returns the first offset that can be read and the one that comes next, as this replica has them:
+// a leader that was deposed and doesn't know it yet may be behind. Confirm tells.
 func (p *Partition) Bounds() (start, next int64) {
 	b := p.m.look()
 	return b.start, b.next

@@ -198,6 +198,7 @@ func (p *brokerProcess) metric(ctx context.Context, name, topic string) (int64, 
 const (
 	metricReapplied = "parley_partition_reapplied_entries_total"
 	metricNext      = "parley_partition_next_offset"
+	metricStart     = "parley_partition_start_offset"
 )
 
 // lockedBuffer keeps the end of what a child writes.

@@ -132,6 +132,8 @@ type chaosProof struct {
 	audit   *chaosAudit
 	load    *chaosLoad
 	results map[string]*faultResult
+	changes int // of the topic
+	epochs  epochResult
 }
 
 // chaosResult is what a run prints with -o json.
@@ -145,6 +147,9 @@ type chaosResult struct {
 	TwoValues int64                   `json:"two_values"`
 	Vanished  int64                   `json:"vanished"`
 	Holes     int64                   `json:"holes"`
+	StaleEnds int64                   `json:"stale_ends"`
+	Stale     int64                   `json:"stale_epochs"`
+	Epochs    epochResult             `json:"epochs"`
 	Failures  int64                   `json:"failures"`
 	Replicas  int64                   `json:"replicas"`
 	Batches   int64                   `json:"batches"`
@@ -153,11 +158,28 @@ type chaosResult struct {
 }
 
 func (r *chaosResult) allClean() bool {
-	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.Failures+r.Different == 0
+	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.StaleEnds+r.Stale+r.Failures+r.Different == 0
 }
 
 func (p *chaosProof) say(format string, args ...any) {
 	fmt.Fprintf(p.a.stderr, "%s %6.1f s  %s\n", time.Now().UTC().Format("15:04:05.000"), time.Since(p.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// workingDirectory makes one for a proof. done removes it, unless the proof has failed or it is to be kept.
+func (a *app) workingDirectory(keep bool) (dir string, done func(error), err error) {
+	dir, err = os.MkdirTemp("", "parley-proof-")
+	if err != nil {
+		return "", nil, fmt.Errorf("make a working directory: %w", err)
+	}
+	return dir, func(err error) {
+		if err != nil || keep {
+			fmt.Fprintf(a.stderr, "data and logs stay in %s\n", dir)
+			return
+		}
+		if rerr := os.RemoveAll(dir); rerr != nil {
+			fmt.Fprintf(a.stderr, "parley: remove the working directory: %v\n", rerr)
+		}
+	}, nil
 }
 
 // proveCluster runs a cluster under load, has its faults made, and checks.
@@ -165,19 +187,11 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if runtime.GOOS != "linux" {
 		return fmt.Errorf("this proof needs Linux: its proxies tell by /proc which broker has dialled; this is %s", runtime.GOOS)
 	}
-	dir, err := os.MkdirTemp("", "parley-chaos-")
+	dir, done, err := a.workingDirectory(f.keep)
 	if err != nil {
-		return fmt.Errorf("make a working directory: %w", err)
+		return err
 	}
-	defer func() {
-		if err != nil || f.keep {
-			fmt.Fprintf(a.stderr, "data and logs stay in %s\n", dir)
-			return
-		}
-		if rerr := os.RemoveAll(dir); rerr != nil {
-			fmt.Fprintf(a.stderr, "parley: remove the working directory: %v\n", rerr)
-		}
-	}()
+	defer func() { done(err) }()
 	fmt.Fprintf(a.stderr, "seed %d, working directory %s\n", f.seed, dir)
 	command, err := a.parleyd(ctx, &f.proofFlags, dir)
 	if err != nil {
@@ -226,6 +240,9 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if err := p.settle(ctx, begin, true); err != nil {
 		return err
 	}
+	if err := p.change(ctx); err != nil {
+		return err
+	}
 	if err := faults(ctx, p); err != nil {
 		return err
 	}
@@ -240,7 +257,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	}
 	closeClient(p.c)
 	closed = true
-	if err := p.onDisk(r); err != nil {
+	if err := p.onDisk(ctx, r); err != nil {
 		return err
 	}
 	r.Seconds = time.Since(begin).Seconds()
@@ -258,15 +275,19 @@ func (p *chaosProof) conclude(ctx context.Context) (*chaosResult, error) {
 	if err := p.audit.finish(ctx, p.c); err != nil {
 		return nil, err
 	}
-	r := &chaosResult{Seed: p.f.seed, verdict: p.audit.verdict(), LiveRead: p.audit.read.Load(), ByFault: p.results}
+	r := &chaosResult{Seed: p.f.seed, verdict: p.audit.verdict(), LiveRead: p.audit.read.Load(), ByFault: p.results, Epochs: p.epochs}
 	for _, f := range p.results {
 		r.Faults += f.Count
 	}
 	return r, nil
 }
 
-// onDisk stops all brokers and compares the replicas.
-func (p *chaosProof) onDisk(r *chaosResult) error {
+// onDisk stops all brokers and compares the replicas. A follower learns of the last commit with the leader's
+// next message: so all of them are at the same end before anybody stops.
+func (p *chaosProof) onDisk(ctx context.Context, r *chaosResult) error {
+	if err := p.level(ctx); err != nil {
+		p.audit.anomaly(&p.audit.failures, "%v", err)
+	}
 	stopped := make(chan error, len(p.cluster.members))
 	for _, m := range p.cluster.members {
 		go func() { stopped <- m.stop() }() // ends within stopLimit
@@ -280,8 +301,51 @@ func (p *chaosProof) onDisk(r *chaosResult) error {
 	var err error
 	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, p.audit.tell)
 	a := p.audit
+	r.StaleEnds, r.Stale = a.staleEnd.Load(), a.stale.Load()
 	r.Phantom, r.TwoValues, r.Vanished, r.Holes, r.Failures = a.phantom.Load(), a.twoValues.Load(), a.vanished.Load(), a.holes.Load(), a.failures.Load()
 	return err
+}
+
+// levelLimit is how long after the last ack replicas may lack something.
+const levelLimit = 30 * time.Second
+
+// level waits until all brokers say the same of where each partition begins and ends.
+func (p *chaosProof) level(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, levelLimit)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		why := p.uneven(ctx)
+		if why == "" {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s after the last ack the replicas are not level: %s", levelLimit, why)
+		}
+	}
+}
+
+func (p *chaosProof) uneven(ctx context.Context) string {
+	var first map[string]string
+	for i, m := range p.cluster.members {
+		bounds, err := m.bounds(ctx)
+		switch {
+		case err != nil:
+			return fmt.Sprintf("%s: %v", m.name, err)
+		case i == 0:
+			first = bounds
+			continue
+		}
+		for series, v := range first {
+			if bounds[series] != v {
+				return fmt.Sprintf("%s is %s on %s and %q on %s", series, v, p.cluster.members[0].name, bounds[series], m.name)
+			}
+		}
+	}
+	return ""
 }
 
 func (p *chaosProof) print(r *chaosResult) error {
@@ -304,6 +368,12 @@ func (p *chaosProof) print(r *chaosResult) error {
 		return err
 	}
 	fmt.Fprintln(p.a.stdout)
+	e := newTable("CHANGES OF THE TOPIC", "n", "p50", "p99", "MAX", "TARGET")
+	r.Epochs.row(e, "between faults", "p99 < 500 ms")
+	if err := p.a.printTable(e); err != nil {
+		return err
+	}
+	fmt.Fprintln(p.a.stdout)
 	v := newTable()
 	v.row(str("seed"), rightText(fmt.Sprint(r.Seed)))
 	r.verdict.table(v)
@@ -318,6 +388,8 @@ func (p *chaosProof) print(r *chaosResult) error {
 	bad("two values at one offset", r.TwoValues)
 	bad("seen and gone", r.Vanished)
 	bad("holes", r.Holes)
+	bad("ends before what was acked", r.StaleEnds)
+	bad("acks of an older epoch", r.Stale)
 	bad("failures", r.Failures)
 	bad("replicas that differ", r.Different)
 	v.row(str("replicas compared"), num(r.Replicas))

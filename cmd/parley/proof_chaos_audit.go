@@ -29,10 +29,16 @@ type chaosAudit struct {
 	seen   [][]uint64 // by partition and offset: the hash of the value, 0: nobody saw it
 	pulses []pulse    // by partition: acks of any stream
 
+	ends   []atomic.Int64  // by partition: one more than the highest offset that was acked or seen
+	epochs []atomic.Uint64 // by partition: the newest epoch that an ack has named
+	floors []atomic.Uint64 // by partition: an epoch that acks have named when all was well: no later record's names an older one
+
 	phantom   atomic.Int64 // never sent, or changed
 	twoValues atomic.Int64 // an offset that held two values
 	vanished  atomic.Int64 // seen or acked at an offset that nothing has in the end
 	holes     atomic.Int64
+	staleEnd  atomic.Int64 // a partition's end was told that lay before what had been acked or seen
+	stale     atomic.Int64 // an ack named an epoch older than the one that its partition went by
 	failures  atomic.Int64 // errors that a client saw, and other events that must not be
 	told      atomic.Int64
 }
@@ -47,7 +53,8 @@ type pulse struct {
 const toldLimit = 200
 
 func newChaosAudit(prefix string, sdk, streams int, parts int32, say func(string, ...any)) *chaosAudit {
-	a := &chaosAudit{prefix: prefix, sdk: sdk, say: say, seed: maphash.MakeSeed(), seen: make([][]uint64, parts), pulses: make([]pulse, parts)}
+	a := &chaosAudit{prefix: prefix, sdk: sdk, say: say, seed: maphash.MakeSeed(), seen: make([][]uint64, parts), pulses: make([]pulse, parts),
+		ends: make([]atomic.Int64, parts), epochs: make([]atomic.Uint64, parts), floors: make([]atomic.Uint64, parts)}
 	now := time.Now()
 	for i := range a.pulses {
 		a.pulses[i].last = now
@@ -103,8 +110,17 @@ func (a *chaosAudit) number(value []byte, part int32) (stream int, n int64, ok b
 	return stream, n, bytes.Equal(value, chaosValue(a.prefix, stream, part, n))
 }
 
-// acked notes an ack; offset -1 when the broker doesn't remember it.
-func (a *chaosAudit) acked(stream int, part int32, n int64, at int32, offset int64, value []byte) {
+// receipt is an ack as a client got it. floor is its partition's as the record was sent.
+type receipt struct {
+	part   int32
+	offset int64 // -1 when the broker doesn't remember it
+	epoch  uint64
+	floor  uint64
+}
+
+// acked notes an ack.
+func (a *chaosAudit) acked(stream int, part int32, n int64, r receipt, value []byte) {
+	at, offset := r.part, r.offset
 	if at != part {
 		a.anomaly(&a.failures, "record %d of stream %d for partition %d was acked in partition %d", n, stream, part, at)
 		return
@@ -116,6 +132,10 @@ func (a *chaosAudit) acked(stream int, part int32, n int64, at int32, offset int
 	l.gap.Store(max(l.gap.Load(), now.UnixNano()-l.ack.Load()))
 	l.ack.Store(now.UnixNano())
 	a.all.Add(1)
+	raise(&a.epochs[part], r.epoch)
+	if r.epoch < r.floor {
+		a.anomaly(&a.stale, "record %d of stream %d was acked in partition %d with epoch %d, sent when it went by epoch %d", n, stream, part, r.epoch, r.floor)
+	}
 	a.mu.Lock()
 	p := &a.pulses[part]
 	p.gap, p.last = max(p.gap, now.Sub(p.last)), now
@@ -135,9 +155,29 @@ func (a *chaosAudit) observed(part int32, offset int64, value []byte) {
 	}
 	was := (*seen)[offset]
 	(*seen)[offset] = h
+	if a.ends[part].Load() <= offset {
+		a.ends[part].Store(offset + 1)
+	}
 	a.mu.Unlock()
 	if was != 0 && was != h {
 		a.anomaly(&a.twoValues, "offset %d of partition %d has two values; the newer: %.60q", offset, part, value)
+	}
+}
+
+// raise sets a to v unless it is higher.
+func raise(a *atomic.Uint64, v uint64) {
+	for {
+		was := a.Load()
+		if was >= v || a.CompareAndSwap(was, v) {
+			return
+		}
+	}
+}
+
+// endTold takes what a broker says is a partition's end: end was true before it was asked.
+func (a *chaosAudit) endTold(part int32, end, next int64, broker string) {
+	if next < end {
+		a.anomaly(&a.staleEnd, "%s says that partition %d ends at %d, %d was acked or seen before it was asked", broker, part, next, end-1)
 	}
 }
 

@@ -90,6 +90,21 @@ func init() {
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{a, b}, nil
 		}},
+		// Hears nothing: what a leader sends reaches the others, and it never learns that they have
+		// it. Whoever leads next has it in its log, and the clients send it again.
+		{"deaf", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			p.cluster.network.inward(m.index, true)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{m}, nil
+		}},
+		// Says nothing: what clients publish to it while it still leads reaches nobody else.
+		{"mute", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			p.cluster.network.outward(m.index, true)
+			p.hold(ctx, time.Second, 8*time.Second)
+			return []*clusterProcess{m}, nil
+		}},
 		{"delay", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.each(m.index, false, false, p.between(20*time.Millisecond, 200*time.Millisecond))
@@ -281,6 +296,11 @@ func (p *chaosProof) fault(ctx context.Context, n int, kind faultKind) error {
 	p.say("fault %d: %s of %s for %.1f s, %d partitions led there; longest without acks: a partition %d ms, a producer %d ms; settled %.1f s later; %s acked meanwhile",
 		n, kind.name, strings.Join(names, ", "), held.Seconds(), concerned, longest.Milliseconds(), lane.Milliseconds(), settled.Seconds(),
 		grouped(fmt.Sprint(p.audit.all.Load()-acked)))
+	if whole {
+		if err := p.change(ctx); err != nil {
+			return err
+		}
+	}
 	p.hold(ctx, 100*time.Millisecond, 1500*time.Millisecond)
 	return ctx.Err()
 }

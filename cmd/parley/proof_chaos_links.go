@@ -259,6 +259,23 @@ func (n *network) each(broker int, stall, dead bool, delay time.Duration) {
 	}
 }
 
+// inward changes what reaches a broker, outward what it sends.
+func (n *network) inward(broker int, stall bool) {
+	for other := range n.links {
+		if other != broker {
+			n.set(other, broker, stall, false, 0)
+		}
+	}
+}
+
+func (n *network) outward(broker int, stall bool) {
+	for other := range n.links {
+		if other != broker {
+			n.set(broker, other, stall, false, 0)
+		}
+	}
+}
+
 // heal makes all links whole.
 func (n *network) heal() {
 	for from := range n.links {

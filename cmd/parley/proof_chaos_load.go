@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -25,8 +26,10 @@ const (
 	chaosRenew   = 20 * time.Second // a producer is replaced that often: a new id, a new first sequence
 	plainTry     = 2 * time.Second
 	plainGiveUp  = 100 * time.Second // within the window of message ids
-	readerJump   = 3 * time.Second   // one reader begins anew that often, somewhere
-	readerBack   = 2000              // that far back, in offsets of a partition
+	plainLate    = 40                // one of so many records comes again, long after its ack
+	lateAfter    = 5 * time.Second
+	readerJump   = 3 * time.Second // one reader begins anew that often, somewhere
+	readerBack   = 2000            // that far back, in offsets of a partition
 	readerAgain  = 200 * time.Millisecond
 	chaosReaders = 2
 )
@@ -55,11 +58,13 @@ func (l *chaosLoad) start(ctx context.Context, seed uint64) {
 		l.writers.Go(func() { l.produce(ctx, i, rng) })
 	}
 	for i := range l.plain {
-		l.writers.Go(func() { l.publishPlain(ctx, l.sdk+i) })
+		rng := rand.New(rand.NewPCG(seed, uint64(i)+3000))
+		l.writers.Go(func() { l.publishPlain(ctx, l.sdk+i, rng) })
 	}
 	// A context of their own: the writers' closures hold on to ctx.
 	reading, cancel := context.WithCancel(ctx)
 	l.cancel = cancel
+	l.readers.Go(func() { l.askEnds(reading) })
 	for i := range chaosReaders {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)+2000))
 		l.readers.Go(func() { l.read(reading, rng, i > 0) })
@@ -131,6 +136,7 @@ func (l *chaosLoad) send(ctx context.Context, p *client.Producer, stream int, pa
 	n := s.sent.Load()
 	value := chaosValue(l.prefix, stream, part, n)
 	s.sent.Add(1)
+	floor := l.audit.floors[part].Load()
 	err := p.SendFunc(ctx, client.Record{Key: []byte(strconv.Itoa(stream)), Value: value, Partition: part}, func(ack client.Ack, err error) {
 		if err != nil {
 			if ctx.Err() == nil {
@@ -138,7 +144,7 @@ func (l *chaosLoad) send(ctx context.Context, p *client.Producer, stream int, pa
 			}
 			return
 		}
-		l.audit.acked(stream, part, n, ack.Partition, ack.Offset, value)
+		l.audit.acked(stream, part, n, receipt{ack.Partition, ack.Offset, ack.Epoch, floor}, value)
 	})
 	if err != nil && ctx.Err() == nil {
 		l.audit.anomaly(&l.audit.failures, "send record %d of stream %d to partition %d: %v", n, stream, part, err)
@@ -147,12 +153,10 @@ func (l *chaosLoad) send(ctx context.Context, p *client.Producer, stream int, pa
 
 // publishPlain is what any NATS client does: one record at a time, under a message id, tried
 // again over another broker until it is acked.
-func (l *chaosLoad) publishPlain(ctx context.Context, stream int) {
+func (l *chaosLoad) publishPlain(ctx context.Context, stream int, rng *rand.Rand) {
 	var conns []*nats.Conn
 	for _, url := range l.urls {
-		// Not what the brokers say of one another: each connection tries one broker.
-		nc, err := nats.Connect(url, nats.Name("chaos"), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-			nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1), nats.IgnoreDiscoveredServers(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+		nc, err := plainConnect(url)
 		if err != nil {
 			l.audit.anomaly(&l.audit.failures, "connect plain client to %s: %v", url, err)
 			return
@@ -163,6 +167,7 @@ func (l *chaosLoad) publishPlain(ctx context.Context, stream int) {
 	tick := time.NewTicker(chaosTick)
 	defer tick.Stop()
 	at, part := stream, int32(0)
+	var late []lateCopy
 	for {
 		select {
 		case <-tick.C:
@@ -170,6 +175,11 @@ func (l *chaosLoad) publishPlain(ctx context.Context, stream int) {
 			return
 		case <-ctx.Done():
 			return
+		}
+		if len(late) > 0 && time.Since(late[0].acked) > lateAfter {
+			at++
+			l.repeat(ctx, conns[at%len(conns)], stream, late[0])
+			late = late[1:]
 		}
 		part = (part + 1) % l.parts
 		s := l.audit.lane(stream, part)
@@ -180,16 +190,18 @@ func (l *chaosLoad) publishPlain(ctx context.Context, stream int) {
 		m.Data = value
 		m.Header.Set(wire.HeaderMsgID, fmt.Sprintf("%s-%d-%d-%d", l.prefix, stream, part, n))
 		m.Header.Set(wire.HeaderPart, strconv.Itoa(int(part)))
-		begin := time.Now()
+		begin, floor := time.Now(), l.audit.floors[part].Load()
 		for tries := 0; ; tries++ {
 			var ack wire.PubAck
 			err := plainAck(ctx, conns[at%len(conns)], m, &ack)
 			if err == nil {
-				offset := ack.Offset
 				if ack.Duplicate && tries == 0 {
 					l.audit.anomaly(&l.audit.failures, "record %d of stream %d in partition %d was sent once and acked as a duplicate", n, stream, part)
 				}
-				l.audit.acked(stream, part, n, ack.Partition, offset, value)
+				l.audit.acked(stream, part, n, receipt{ack.Partition, ack.Offset, ack.Epoch, floor}, value)
+				if ack.Offset >= 0 && rng.IntN(plainLate) == 0 {
+					late = append(late, lateCopy{m, ack.Offset, n, time.Now()})
+				}
 				break
 			}
 			if ctx.Err() != nil {
@@ -211,6 +223,81 @@ func (l *chaosLoad) publishPlain(ctx context.Context, stream int) {
 			}
 		}
 	}
+}
+
+// lateCopy is a record that was acked and is sent again, as a network may do that held a copy back.
+type lateCopy struct {
+	m      *nats.Msg
+	offset int64
+	n      int64
+	acked  time.Time
+}
+
+// repeat sends a copy. Where it is answered, the answer is that of a duplicate.
+func (l *chaosLoad) repeat(ctx context.Context, nc *nats.Conn, stream int, c lateCopy) {
+	var ack wire.PubAck
+	if plainAck(ctx, nc, c.m, &ack) != nil || time.Since(c.acked) > plainGiveUp {
+		return
+	}
+	if !ack.Duplicate || ack.Offset != c.offset {
+		l.audit.anomaly(&l.audit.failures, "record %d of stream %d, acked at offset %d, was sent again and acked at %d, duplicate %v", c.n, stream, c.offset, ack.Offset, ack.Duplicate)
+	}
+}
+
+// askEnds asks one broker after the other where the partitions end: never before what was
+// acked or seen already.
+func (l *chaosLoad) askEnds(ctx context.Context) {
+	var conns []*nats.Conn
+	for _, url := range l.urls {
+		nc, err := plainConnect(url)
+		if err != nil {
+			l.audit.anomaly(&l.audit.failures, "connect to %s: %v", url, err)
+			return
+		}
+		defer nc.Close()
+		conns = append(conns, nc)
+	}
+	var wg sync.WaitGroup
+	for _, nc := range conns {
+		wg.Go(func() {
+			tick := time.NewTicker(chaosTick)
+			defer tick.Stop()
+			for n := int32(0); ; n++ {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
+				part := n % l.parts
+				end := l.audit.ends[part].Load()
+				var res wire.OffsetResponse
+				if plainCall(ctx, nc, wire.APIOffset, wire.OffsetRequest{Topic: chaosTopic, Partition: part}, &res) == nil {
+					l.audit.endTold(part, end, res.Next, nc.ConnectedUrl())
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// plainConnect connects to one broker alone, whatever that says of the others.
+func plainConnect(url string) (*nats.Conn, error) {
+	return nats.Connect(url, nats.Name("chaos"), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1), nats.IgnoreDiscoveredServers(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+}
+
+func plainCall(ctx context.Context, nc *nats.Conn, subject string, req, res any) error {
+	ctx, cancel := context.WithTimeout(ctx, plainTry)
+	defer cancel()
+	body, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	answer, err := nc.RequestWithContext(ctx, subject, body)
+	if err != nil {
+		return err
+	}
+	return decodeAck(answer.Data, res)
 }
 
 func plainAck(ctx context.Context, nc *nats.Conn, m *nats.Msg, ack *wire.PubAck) error {

@@ -277,6 +277,22 @@ func leaders(ctx context.Context, c *client.Client, topic string) map[int32]stri
 	return led
 }
 
+// bounds are the metrics of where the partitions on a broker begin and end, by series.
+func (m *clusterProcess) bounds(ctx context.Context) (map[string]string, error) {
+	var body bytes.Buffer
+	if err := m.get(ctx, "/metrics", &body); err != nil {
+		return nil, fmt.Errorf("read metrics: %w", err)
+	}
+	all := map[string]string{}
+	for line := range strings.Lines(body.String()) {
+		if strings.HasPrefix(line, metricNext+"{") || strings.HasPrefix(line, metricStart+"{") {
+			series, v, _ := strings.Cut(strings.TrimSpace(line), "} ")
+			all[series+"}"] = v
+		}
+	}
+	return all, nil
+}
+
 // decodeAck reads the answer to a plain publish.
 func decodeAck(data []byte, ack any) error {
 	var failure struct{ Error *client.Error }

@@ -36,7 +36,7 @@ func TestChaosProof(t *testing.T) {
 		t.Fatalf("exit %d\n%s", o.code, o.stdout)
 	}
 	r := decode(t, o.stdout)
-	for _, key := range []string{"lost", "duplicated", "reordered", "phantom", "two_values", "vanished", "holes", "failures", "different_replicas"} {
+	for _, key := range []string{"lost", "duplicated", "reordered", "phantom", "two_values", "vanished", "holes", "stale_ends", "stale_epochs", "failures", "different_replicas"} {
 		if r[key] != 0.0 {
 			t.Errorf("%s: %v", key, r[key])
 		}
@@ -55,7 +55,7 @@ func TestChaosAuditFinds(t *testing.T) {
 		l.sent.Store(max(l.sent.Load(), n+1))
 		return chaosValue("c1", stream, 0, n)
 	}
-	a.acked(0, 0, 0, 0, 0, value(0, 0))
+	a.acked(0, 0, 0, receipt{}, value(0, 0))
 	a.observed(0, 0, value(0, 0))
 	if a.twoValues.Load() != 0 {
 		t.Error("the same value twice is no finding")
@@ -64,8 +64,17 @@ func TestChaosAuditFinds(t *testing.T) {
 	if a.twoValues.Load() != 1 {
 		t.Error("two values at one offset were not found")
 	}
-	if a.acked(0, 0, 1, 3, 1, value(0, 1)); a.failures.Load() != 1 {
+	if a.acked(0, 0, 1, receipt{part: 3, offset: 1}, value(0, 1)); a.failures.Load() != 1 {
 		t.Error("an ack of another partition was not found")
+	}
+	if a.acked(0, 0, 2, receipt{offset: 2, epoch: 4, floor: 5}, value(0, 2)); a.stale.Load() != 1 {
+		t.Error("an ack of an older epoch was not found")
+	}
+	if a.endTold(0, a.ends[0].Load(), 3, "b1"); a.staleEnd.Load() != 0 {
+		t.Error("the partition's end is no finding")
+	}
+	if a.endTold(0, a.ends[0].Load(), 2, "b1"); a.staleEnd.Load() != 1 {
+		t.Error("an end before what was acked was not found")
 	}
 	if s, n, ok := a.number(value(1, 7), 0); !ok || s != 1 || n != 7 {
 		t.Errorf("a value is taken apart as %d, %d, %v", s, n, ok)
