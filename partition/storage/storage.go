@@ -67,8 +67,8 @@ type Mark struct {
 	AllowHoles bool
 }
 
-// A Store is one replica's log. Append, Trim and Reset have one caller at a
-// time; the rest may be called concurrently with them and with each other.
+// A Store is one replica's log. Append, Trim, Reset, Mend and Settle have one
+// caller at a time; the rest may be called concurrently with them and with each other.
 type Store interface {
 	// Append stores chunks and index entries, all or nothing. They are visible
 	// to readers on return and durable after the next Engine.Sync. The first
@@ -116,6 +116,21 @@ type Store interface {
 
 	// Reset drops everything; the next chunk's Base will be next.
 	Reset(next int64) error
+
+	// Survey visits, in the order of their last offsets, the chunks that end at or
+	// above from and begin below to, and passes over what can't be read. Those that are
+	// hidden above Next are visited too; chunks may overlap and leave gaps. Visit is as in Read.
+	Survey(from, to int64, visit func(Chunk) bool) error
+
+	// Mend stores chunks that adjoin each other, and index pairs with or before the
+	// last of them, wherever their offsets are: whatever overlaps them goes. What lies
+	// above Next stays hidden. From the first Mend to Settle the log takes no appends.
+	Mend(chunks []Chunk, index []IndexEntry) error
+
+	// Settle makes m the log's bounds, as if it had been opened at m: what was hidden
+	// below m.Next is shown, what lies above is dropped. Where chunks don't adjoin it
+	// is a *HoleError, and nothing has changed.
+	Settle(m Mark) error
 
 	// Bytes is the size of the stored chunks as appended, Data and Meta.
 	Bytes() int64
@@ -167,6 +182,9 @@ var ErrInUse = errors.New("in use")
 // ErrFormat: the directory was written by something else, or by a version that
 // this one does not read.
 var ErrFormat = errors.New("foreign format")
+
+// ErrUnsettled: the log was mended, and is to be settled before anything is appended.
+var ErrUnsettled = errors.New("log was mended and not settled")
 
 // ErrClosed: the store or the engine was closed.
 var ErrClosed = errors.New("store is closed")

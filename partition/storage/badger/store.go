@@ -30,6 +30,7 @@ type store struct {
 	trimmed int64  // chunks below it are deleted already
 	below   []byte // index pairs below it are deleted already
 	failed  error  // of an append that may have been stored in part
+	mending bool   // mended and not settled
 	// above are the keys of chunks that lay above the mark at Open, in order.
 	above [][]byte
 	reach uint64 // see storage.Store; set at Open
@@ -239,8 +240,11 @@ func (s *store) Append(chunks []storage.Chunk, index []storage.IndexEntry) error
 		return err
 	}
 	defer s.leave()
-	if s.failed != nil {
+	switch {
+	case s.failed != nil:
 		return s.failed
+	case s.mending:
+		return fmt.Errorf("append to log %s: %w", s.id, storage.ErrUnsettled)
 	}
 	if err := storage.CheckAppend(s.id, s.next.Load(), chunks, index); err != nil {
 		return err

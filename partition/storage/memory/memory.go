@@ -119,28 +119,16 @@ func (e *Engine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
 	if m.Start < 0 || m.Next < m.Start {
 		return nil, fmt.Errorf("open log %s: mark from %d to %d makes no sense", id, m.Start, m.Next)
 	}
-	keep := sort.Search(len(l.chunks), func(i int) bool { return l.chunks[i].Last >= m.Next })
-	want, dropped := m.Start, int64(0)
-	for _, c := range l.chunks[:keep] {
-		if c.Last < m.Start {
-			continue
-		}
-		if c.Base > want && !m.AllowHoles {
-			return nil, &storage.HoleError{Log: id, From: want, To: c.Base}
-		}
-		want = c.Last + 1
-	}
-	if want < m.Next && !m.AllowHoles {
-		return nil, &storage.HoleError{Log: id, From: want, To: m.Next}
+	keep, err := l.adjoining(m)
+	if err != nil {
+		return nil, err
 	}
 	reach := uint64(0)
-	for _, c := range l.chunks[keep:] {
-		reach = c.Index
-		dropped += int64(len(c.Data) + len(c.Meta))
+	if n := len(l.chunks); n > keep {
+		reach = l.chunks[n-1].Index
 	}
-	l.chunks = l.chunks[:keep:keep]
-	l.bytes -= dropped
 	l.next, l.floor = m.Next, m.Start
+	l.bytes = l.size()
 	l.open = &store{log: l, reach: reach}
 	return l.open, nil
 }

@@ -26,17 +26,38 @@ type store struct {
 	log    *log
 	closed bool // guarded by log.mu
 	reach  uint64
+	// mending: mended and not settled. Guarded by log.mu.
+	mending bool
+}
+
+// shown is how many chunks aren't hidden above next.
+func (l *log) shown() int {
+	return sort.Search(len(l.chunks), func(i int) bool { return l.chunks[i].Last >= l.next })
+}
+
+// size is what chunks that are shown take.
+func (l *log) size() (n int64) {
+	for _, c := range l.chunks[:l.shown()] {
+		n += int64(len(c.Data) + len(c.Meta))
+	}
+	return n
 }
 
 func (s *store) Append(chunks []storage.Chunk, index []storage.IndexEntry) error {
 	l := s.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if s.closed {
+	switch {
+	case s.closed:
 		return fmt.Errorf("append to log %s: %w", l.id, storage.ErrClosed)
+	case s.mending:
+		return fmt.Errorf("append to log %s: %w", l.id, storage.ErrUnsettled)
 	}
 	if err := storage.CheckAppend(l.id, l.next, chunks, index); err != nil {
 		return err
+	}
+	if n := l.shown(); len(chunks) > 0 && n < len(l.chunks) {
+		l.chunks = l.chunks[:n:n] // hidden ones go
 	}
 	for _, c := range chunks {
 		c.Data = bytes.Clone(c.Data)
@@ -81,7 +102,7 @@ func (s *store) Read(offset int64, visit func(storage.Chunk) bool) error {
 	}
 	// Chunks are immutable and the array is only ever appended to or replaced, so
 	// the slice is a snapshot.
-	chunks := l.chunks
+	chunks := l.chunks[:l.shown()]
 	offset = max(offset, l.floor)
 	l.mu.RUnlock()
 	from := sort.Search(len(chunks), func(i int) bool { return chunks[i].Last >= offset })
