@@ -535,6 +535,40 @@ func TestDeposedAtOnce(t *testing.T) {
 	}
 }
 
+// TestStaleEpochIsStampedAnew: a record that was proposed behind a barrier, stamped with the epoch before,
+// is refused by the log, stamped anew and then taken, once.
+func TestStaleEpochIsStampedAnew(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 12)
+	r.limits.PipelineBytes = 1 // the record doesn't wait for the barrier's outcome
+	r.open()
+	r.host.gate.Lock()
+	done := make(chan error, 1)
+	go func() { done <- r.p.Barrier(context.Background(), 9) }()
+	inFlight := func(n int) func() bool {
+		return func() bool { r.p.a.mu.Lock(); defer r.p.a.mu.Unlock(); return r.p.a.inFlight == n }
+	}
+	r.until("the barrier is in flight", inFlight(1))
+	a := newAnswers()
+	r.publish(a, 1, "")
+	r.p.Flush()
+	r.until("the record is in flight", inFlight(2))
+	r.host.gate.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	r.until("answered", func() bool { return a.count() == 1 })
+	if o := a.get("1"); o.Err != nil || o.Offset != 0 || o.Epoch != 9 {
+		t.Errorf("outcome %+v", o)
+	}
+	r.host.mu.Lock()
+	defer r.host.mu.Unlock()
+	h, _, err := parseCommand(r.host.entries[len(r.host.entries)-1])
+	if err != nil || h.kind != kindAppend || h.barrier != 9 {
+		t.Errorf("the log ends with %+v, %v; want the record, stamped with epoch 9", h, err)
+	}
+}
+
 // TestBeyondTheEndIsConfirmed: a leader says that an offset is beyond its log only when the others
 // confirm that it leads.
 func TestBeyondTheEndIsConfirmed(t *testing.T) {

@@ -24,6 +24,7 @@ type chaosFlags struct {
 	partitions int32
 	producers  int
 	faults     []string
+	recovery   time.Duration // how long the cluster may take to settle after a fault
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -33,12 +34,16 @@ func (f *chaosFlags) register(cmd *cobra.Command) {
 	flags.Int32Var(&f.partitions, "partitions", f.partitions, "partitions of the topic, each with three replicas")
 	flags.IntVar(&f.producers, "producers", f.producers, "SDK producers; half as many plain NATS clients publish beside them")
 	flags.StringVar(&f.parleyd, "parleyd", "", "the parleyd `binary` (default: built from this source tree)")
+	flags.DurationVar(&f.recovery, "recovery", settleLimit, "how `long` the cluster may take to be healthy after a fault")
 	flags.BoolVar(&f.keep, "keep", false, "keep the working directory; it stays after a failure in any case")
 }
 
 func (f *chaosFlags) check(cmd *cobra.Command) error {
 	if f.brokers < 3 || f.partitions < 1 || f.producers < 1 {
 		return usagef("--brokers %d --partitions %d --producers %d: want 3, 1 and 1 or more", f.brokers, f.partitions, f.producers)
+	}
+	if f.recovery <= 0 {
+		return usagef("--recovery %s: want a time above zero", f.recovery)
 	}
 	if !cmd.Flags().Changed("seed") {
 		f.seed = rand.Uint64() % 1_000_000

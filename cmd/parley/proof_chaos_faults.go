@@ -321,7 +321,7 @@ func (a *chaosAudit) partsSince(t time.Time) int {
 // settle waits until all brokers are ready and every producer has acks from every partition;
 // whole: and until the cluster says that it is healthy.
 func (p *chaosProof) settle(ctx context.Context, since time.Time, whole bool) error {
-	deadline := time.Now().Add(settleLimit)
+	deadline := time.Now().Add(p.f.recovery)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -331,8 +331,8 @@ func (p *chaosProof) settle(ctx context.Context, since time.Time, whole bool) er
 		}
 		if time.Now().After(deadline) {
 			p.report(ctx)
-			p.audit.anomaly(&p.audit.failures, "not settled within %s: %s", settleLimit, why)
-			return fmt.Errorf("%w within %s: %s", errStuck, settleLimit, why)
+			p.audit.anomaly(&p.audit.failures, "not settled within %s: %s", p.f.recovery, why)
+			return fmt.Errorf("%w within %s: %s", errStuck, p.f.recovery, why)
 		}
 		select {
 		case <-tick.C:
