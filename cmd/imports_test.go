@@ -41,7 +41,8 @@ var layers = []struct {
 
 	// Seams and their adapters.
 	{"replication", nil},
-	{"replication/raft", []string{"replication"}},
+	{"replication/raft", []string{"replication", "replication/raft/journal"}},
+	{"replication/raft/journal", nil},
 	{"replication/memlog", []string{"replication"}},
 	{"replication/replicationtest", []string{"replication", "replication/epoch", "replication/epoch/config"}},
 	{"replication/epoch", []string{"replication", "replication/paxos", "replication/epoch/config"}},

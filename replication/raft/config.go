@@ -16,6 +16,8 @@
 //   - guard.go      who may open one: secret, TLS
 //   - strangers.go  log lines about those who may not, few
 //   - registry.go   replica -> address
+//   - logstore.go   dragonboat's log store on our journal (package journal)
+//   - seamfs.go     the journal on a test's file system
 //   - logging.go    dragonboat's log lines and last words
 package raft
 
@@ -30,6 +32,8 @@ import (
 	"github.com/lni/dragonboat/v4/config"
 	"github.com/lni/vfs"
 	"github.com/rs/zerolog"
+
+	"github.com/parleymq/parley/replication/raft/journal"
 )
 
 // Errors of NewHost.
@@ -56,7 +60,14 @@ const (
 	DefaultRetainBytes    = 16 << 20
 	DefaultLogBytes       = 1 << 30
 	DefaultMaxLink        = 64 << 20
+	DefaultSegmentBytes   = journal.DefaultSegmentBytes
 	DefaultWriteBuffer    = 64 << 20
+)
+
+// Limits of Config.SegmentBytes.
+const (
+	minSegmentBytes = 64 << 10
+	maxSegmentBytes = 1 << 30
 )
 
 // Config of a Host. Zero values mean the defaults.
@@ -110,8 +121,12 @@ type Config struct {
 	RetainBytes   int64
 	LogBytes      int64
 
-	MaxLink     uint64 // bytes that wait for one link, in each direction
-	WriteBuffer int    // bytes of the log store's memory tables; up to four exist under load
+	MaxLink uint64 // bytes that wait for one link, in each direction
+	// SegmentBytes is how long a file of the Raft log's journal is.
+	SegmentBytes int64
+	// WriteBuffer is for directories of earlier versions, whose log is in Pebble: bytes of
+	// its memory tables; up to four exist under load.
+	WriteBuffer int
 
 	Logger zerolog.Logger
 
@@ -125,7 +140,8 @@ type Config struct {
 	// There is no lock on Dir then.
 	FS vfs.FS
 
-	tune func(*config.NodeHostConfig) // for benchmarks
+	tune   func(*config.NodeHostConfig) // for benchmarks
+	pebble bool                         // the log is in Pebble, as that of a directory of an earlier version
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -144,6 +160,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.RetainBytes, DefaultRetainBytes)
 	setDefault(&c.LogBytes, DefaultLogBytes)
 	setDefault(&c.MaxLink, DefaultMaxLink)
+	setDefault(&c.SegmentBytes, DefaultSegmentBytes)
 	setDefault(&c.WriteBuffer, DefaultWriteBuffer)
 	if c.Dial == nil {
 		dialer := &net.Dialer{Timeout: dialTimeout}
@@ -164,6 +181,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxUnapplied < 2*c.MaxEntry {
 		return c, fmt.Errorf("configure raft: MaxUnapplied is %d: at least twice MaxEntry (%d) is needed",
 			c.MaxUnapplied, c.MaxEntry)
+	}
+	if c.SegmentBytes < minSegmentBytes || c.SegmentBytes > maxSegmentBytes {
+		return c, fmt.Errorf("configure raft: SegmentBytes is %d: %d to %d are allowed", c.SegmentBytes, minSegmentBytes, maxSegmentBytes)
 	}
 	if limit := int(maxFrame / 2); c.MaxEntry > limit {
 		return c, fmt.Errorf("configure raft: MaxEntry is %d: up to %d is allowed", c.MaxEntry, limit)

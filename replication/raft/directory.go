@@ -1,17 +1,14 @@
 package raft
 
 import (
-	"bytes"
 	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/lni/dragonboat/v4/raftpb"
 	"github.com/lni/vfs"
 	"golang.org/x/sys/unix"
 )
@@ -127,27 +124,12 @@ func adoptHostname(fsys vfs.FS, dir, deployment string) error {
 	return syncDir(fsys, dir)
 }
 
-// blankHostname empties the host name in dragonboat's status file, whose format is
-// the last 8 bytes of the MD5 of a protobuf message, then the message.
+// blankHostname empties the host name in dragonboat's status file.
 func blankHostname(fsys vfs.FS, dir string) error {
 	name := fsys.PathJoin(dir, statusFile)
-	f, err := fsys.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open %s: %w", name, err)
-	}
-	data, err := io.ReadAll(f)
-	_ = f.Close()
-	if err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
-	}
-	var status raftpb.RaftDataStatus
-	if len(data) < 8 || !bytes.Equal(data[:8], statusHash(data[8:])) || status.Unmarshal(data[8:]) != nil {
-		// Dragonboat would panic. Nothing else is in it that could be lost, but a
-		// damaged file is a damaged disk: a person should look.
-		return fmt.Errorf("%w: %s is damaged: restore it from a backup of this directory", ErrForeignDirectory, name)
+	status, err := readStatus(fsys, dir)
+	if err != nil || status == nil {
+		return err
 	}
 	if status.Hostname == "" {
 		return nil

@@ -19,7 +19,7 @@ import (
 )
 
 func testConfig(dir string) Config {
-	return Config{Dir: dir, Listen: "127.0.0.1:0", Tick: 20 * time.Millisecond, WriteBuffer: 4 << 20, Logger: zerolog.Nop()}
+	return Config{Dir: dir, Listen: "127.0.0.1:0", Tick: 20 * time.Millisecond, SegmentBytes: 4 << 20, WriteBuffer: 4 << 20, Logger: zerolog.Nop()}
 }
 
 func mustHost(t *testing.T, c Config) *Host {
@@ -255,6 +255,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"Tick":          func(c *Config) { c.Tick = time.Microsecond },
 		"ElectionTicks": func(c *Config) { c.ElectionTicks = 2 },
 		"MaxUnapplied":  func(c *Config) { c.MaxUnapplied = 1 << 20 },
+		"SegmentBytes":  func(c *Config) { c.SegmentBytes = 1 },
 		"MaxEntry":      func(c *Config) { c.MaxEntry = 1 << 30; c.MaxUnapplied = 2 << 30 },
 	} {
 		c := testConfig(t.TempDir())

@@ -34,6 +34,7 @@ type Host struct {
 	lock      io.Closer // nil on a test's file system
 
 	fatalOnce sync.Once
+	store     atomic.Pointer[store] // nil where the directory has a Pebble log
 
 	mu       sync.Mutex
 	replicas map[uint64]*replica // by shard; nil once closed
@@ -91,6 +92,16 @@ func NewHost(c Config) (*Host, error) {
 		}
 	}
 	h.address = listener.Addr().String()
+	fsys := vfs.Default
+	if c.FS != nil {
+		fsys = c.FS
+	}
+	if ours, err := keepsJournal(fsys, c.Dir); err != nil {
+		return nil, err
+	} else if !ours {
+		h.config.pebble = true
+		h.logger.Info().Str("dir", c.Dir).Msg("raft directory was made by an earlier version and keeps its Pebble log: a broker that is replaced gets the journal, which writes half as much")
+	}
 	h.transport = newTransport(listener, &c, h.warn)
 	enlist(h)
 	if h.nh, err = newNodeHost(h, &c); err != nil {
@@ -162,6 +173,9 @@ func newNodeHost(h *Host, c *Config) (nh *dragonboat.NodeHost, err error) {
 			LogDB:               c.logDBConfig(),
 			FS:                  c.FS,
 		},
+	}
+	if !h.config.pebble {
+		nc.Expert.LogDBFactory = storeFactory{h}
 	}
 	if c.tune != nil {
 		c.tune(&nc)
@@ -439,7 +453,7 @@ func (h *Host) Figures() map[string]float64 {
 		}
 	}
 	h.mu.Unlock()
-	return map[string]float64{
+	out := map[string]float64{
 		"replicas":          float64(replicas),
 		"leaders":           float64(leaders),
 		"proposals_dropped": float64(h.dropped.Load()),
@@ -450,6 +464,17 @@ func (h *Host) Figures() map[string]float64 {
 		"cuts_failed":       float64(h.cuts.failed.Load()),
 		"cut_seconds":       time.Duration(h.cuts.spent.Load()).Seconds(),
 	}
+	if s := h.store.Load(); s != nil {
+		f := s.journal.Figures()
+		out["journal_segments"] = float64(f.Segments)
+		out["journal_bytes"] = float64(f.SegmentBytes)
+		out["journal_live_bytes"] = float64(f.LiveBytes)
+		out["journal_fsyncs"] = float64(f.Batches)
+		out["journal_written_bytes"] = float64(f.Bytes)
+		out["journal_moved_bytes"] = float64(f.MovedBytes)
+		out["journal_joined"] = float64(f.Joined)
+	}
+	return out
 }
 
 // listener receives dragonboat's leadership events, in order, on one goroutine of the

@@ -48,7 +48,7 @@ func TestLeadsAtOnce(t *testing.T) {
 func TestLogIsCut(t *testing.T) {
 	t.Parallel()
 	c := testConfig(t.TempDir())
-	c.SnapshotBytes, c.RetainBytes, c.WriteBuffer = 2<<20, 1<<20, 1<<20
+	c.SnapshotBytes, c.RetainBytes, c.SegmentBytes = 2<<20, 1<<20, 1<<20
 	h := mustHost(t, c)
 	l := mustLead(t, h, discard{})
 	data := make([]byte, 256<<10)
@@ -193,7 +193,7 @@ func die(t *testing.T, dir, by string) {
 		fmt.Println("FATAL", err)
 		os.Exit(3)
 	}
-	c.WriteBuffer = 1 << 20
+	c.WriteBuffer, c.SegmentBytes = 1<<20, 1<<20
 	h := mustHost(t, c)
 	var sm replication.StateMachine = broken{}
 	if by == "log" {

@@ -51,6 +51,7 @@ func (h *harness) config(n int) raft.Config {
 		Tick:          20 * time.Millisecond,
 		SnapshotCount: 40,
 		RetainBytes:   1,
+		SegmentBytes:  1 << 20,
 		WriteBuffer:   4 << 20,
 		Resolve: func(shard, replica uint64) (string, bool) {
 			h.mu.Lock()

@@ -81,7 +81,21 @@ type pending struct {
 // before the entry went into a log or a message. A leader that drops what a follower
 // forwarded can't tell the follower, whose proposal times out instead.
 func (w pending) Wait() (replication.Result, error) {
-	result := <-w.request.ResultC()
+	return w.outcome(<-w.request.ResultC())
+}
+
+// WaitContext implements replication.Pending. A request that is left to itself goes to the collector,
+// not to dragonboat's pool.
+func (w pending) WaitContext(ctx context.Context) (replication.Result, error) {
+	select {
+	case result := <-w.request.ResultC():
+		return w.outcome(result)
+	case <-ctx.Done():
+		return replication.Result{}, ctx.Err()
+	}
+}
+
+func (w pending) outcome(result dragonboat.RequestResult) (replication.Result, error) {
 	defer w.request.Release()
 	switch {
 	case result.Completed():
