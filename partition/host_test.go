@@ -22,6 +22,7 @@ type loneHost struct {
 	log     *loneLog
 	wg      sync.WaitGroup
 	gate    sync.Mutex // held: nothing commits
+	last    []byte     // proposed last
 	barrier func(context.Context) error
 }
 
@@ -88,6 +89,15 @@ func (p *lonePending) Wait() (replication.Result, error) {
 	return p.r, p.err
 }
 
+func (p *lonePending) WaitContext(ctx context.Context) (replication.Result, error) {
+	select {
+	case <-p.done:
+		return p.r, p.err
+	case <-ctx.Done():
+		return replication.Result{}, ctx.Err()
+	}
+}
+
 func (l *loneLog) commit(data []byte) (replication.Result, error) {
 	l.h.entries = append(l.h.entries, data)
 	es := []replication.Entry{{Index: l.applied + 1, Data: data}}
@@ -107,6 +117,7 @@ func (l *loneLog) Propose(data []byte, _ time.Duration) (replication.Pending, er
 	if h.rng.IntN(1000) < f.busy {
 		return nil, replication.ErrBusy
 	}
+	h.last = data
 	p := &lonePending{done: make(chan struct{})}
 	h.wg.Go(func() {
 		h.gate.Lock()

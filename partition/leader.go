@@ -18,11 +18,17 @@ type leadership struct {
 	inflight chan *group
 	ctx      context.Context // ends when the leadership is lost
 	cancel   context.CancelFunc
+	patience time.Time // until then what it has left under way may still become known; set once it is lost
 }
 
 const (
 	retryFirst = 5 * time.Millisecond
 	retryMost  = 250 * time.Millisecond
+
+	// outliveWait is how long a deposed leader waits to learn what has become of what it had under
+	// way: about as long as the next one takes to commit its Start.
+	outliveWait = 500 * time.Millisecond
+	outliveLook = 5 * time.Millisecond
 )
 
 // onLeader is called by the log on each change, in order.
@@ -107,7 +113,7 @@ func (p *Partition) start(l *leadership) bool {
 		pending, err := p.log.Propose(buf, p.c.Limits.ProposeTimeout)
 		if err == nil {
 			var r replication.Result
-			if r, err = pending.Wait(); err == nil {
+			if r, err = pending.WaitContext(l.ctx); err == nil {
 				if r.Value == resultOK {
 					// Only now is all of the terms before applied here, with their log time.
 					l.clock = newLogClock(p.c.Clock, p.m.look().logTime)
@@ -143,14 +149,17 @@ const (
 )
 
 // wait waits for a group's outcome.
-func (p *Partition) wait(g *group) (replication.Result, verdict) {
+func (p *Partition) wait(l *leadership, g *group) (replication.Result, verdict) {
 	if g.pending == nil {
 		if errors.Is(g.refused, replication.ErrClosed) {
 			return replication.Result{}, over
 		}
 		return replication.Result{}, again
 	}
-	r, err := g.pending.Wait()
+	r, err := g.pending.WaitContext(l.ctx)
+	if err != nil && l.ctx.Err() != nil {
+		r, err = p.outlive(l, g, err)
+	}
 	g.pending = nil
 	switch {
 	case errors.Is(err, replication.ErrClosed):
@@ -181,10 +190,39 @@ func (p *Partition) wait(g *group) (replication.Result, verdict) {
 	}
 }
 
+// outlive waits for the outcome of what a lost leadership has left under way, as long as it may become known.
+func (p *Partition) outlive(l *leadership, g *group, err error) (replication.Result, error) {
+	p.setPatience(l)
+	var r replication.Result
+	for errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if p.ruledOut(l, g) || time.Now().After(l.patience) {
+			return r, replication.ErrUnknown
+		}
+		look, cancel := context.WithTimeout(context.Background(), outliveLook)
+		r, err = g.pending.WaitContext(look)
+		cancel()
+	}
+	return r, err
+}
+
+// setPatience begins the wait of a lost leadership, of all its groups together.
+func (p *Partition) setPatience(l *leadership) {
+	if l.patience.IsZero() {
+		l.patience = time.Now().Add(outliveWait)
+	}
+}
+
+// ruledOut says that a group never takes effect: a newer term has started here, and the commands that were applied
+// before it ended below the group's. No copy of it that is still under way can be taken any more.
+func (p *Partition) ruledOut(l *leadership, g *group) bool {
+	last, over := p.m.ended(l.term)
+	return over && g.header.counter > last
+}
+
 // conclude settles the oldest group in flight, proposing it and those behind it again as
 // often as it takes. It returns false when the leadership is over.
 func (p *Partition) conclude(l *leadership, g *group) bool {
-	r, v := p.wait(g)
+	r, v := p.wait(l, g)
 	if v == settled {
 		p.settle(g, r)
 		return true
@@ -198,7 +236,7 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	verdicts := []verdict{v}
 	for range n {
 		h := <-l.inflight
-		hr, hv := p.wait(h)
+		hr, hv := p.wait(l, h)
 		if hv == settled {
 			p.settle(h, hr)
 			continue
@@ -208,7 +246,7 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	for i, g := range list {
 		if !p.insist(l, g, verdicts[i]) {
 			for _, g := range list[i:] {
-				p.abandon(g)
+				p.abandon(l, g)
 			}
 			return false
 		}
@@ -229,7 +267,7 @@ func (p *Partition) insist(l *leadership, g *group, v verdict) bool {
 		p.retried.Add(1)
 		p.a.propose(g)
 		var r replication.Result
-		if r, v = p.wait(g); v == settled {
+		if r, v = p.wait(l, g); v == settled {
 			p.settle(g, r)
 			return true
 		}
@@ -257,10 +295,10 @@ func (p *Partition) resign(l *leadership) {
 	a.mu.Unlock()
 	for len(l.inflight) > 0 {
 		g := <-l.inflight
-		if r, v := p.wait(g); v == settled {
+		if r, v := p.wait(l, g); v == settled {
 			p.settle(g, r)
 		} else {
-			p.abandon(g)
+			p.abandon(l, g)
 		}
 	}
 	for _, g := range waiting {
@@ -269,16 +307,40 @@ func (p *Partition) resign(l *leadership) {
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Msg("no longer leading the partition")
 }
 
-// abandon answers a group that was proposed but not applied.
-func (p *Partition) abandon(g *group) {
+// abandon answers a group that was proposed and whose being applied is not known. Where it may
+// still turn out that it never will be, that is waited for: such a record can be published again by anybody.
+func (p *Partition) abandon(l *leadership, g *group) {
 	p.a.mu.Lock()
 	p.a.inFlight--
 	p.a.mu.Unlock()
+	if g.unknown {
+		p.setPatience(l)
+		g.unknown = !p.outlasts(l, g)
+	}
 	if g.unknown {
 		p.fail(g, describe(ErrUnavailable, "%s: leadership was lost before the record was committed: it may be in the log", p.name))
 		return
 	}
 	p.fail(g, p.notLeader())
+}
+
+// outlasts waits until a group is ruled out, or until there is no hope that it is.
+func (p *Partition) outlasts(l *leadership, g *group) bool {
+	look := time.NewTicker(outliveLook)
+	defer look.Stop()
+	for {
+		if last, over := p.m.ended(l.term); over {
+			return g.header.counter > last
+		}
+		if time.Now().After(l.patience) {
+			return false
+		}
+		select {
+		case <-look.C:
+		case <-p.ctx.Done(): // closing: nothing is applied here any more
+			return false
+		}
+	}
 }
 
 // fail answers everybody in the group with the same error.

@@ -66,6 +66,14 @@ func (r *rig) open() *Partition {
 	return p
 }
 
+// commit has the log bring an entry, with host.mu held.
+func (r *rig) commit(entry []byte) {
+	r.t.Helper()
+	if _, err := r.host.log.commit(entry); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func (r *rig) waitLeading() {
 	r.t.Helper()
 	r.until("leading", r.p.Leading)
@@ -566,6 +574,43 @@ func TestStaleEpochIsStampedAnew(t *testing.T) {
 	h, _, err := parseCommand(r.host.entries[len(r.host.entries)-1])
 	if err != nil || h.kind != kindAppend || h.barrier != 9 {
 		t.Errorf("the log ends with %+v, %v; want the record, stamped with epoch 9", h, err)
+	}
+}
+
+// TestDeposedAnswersSoon: what a deposed leader has under way is answered as soon as it is known: in the log, or
+// never; and with an unknown outcome when nobody tells.
+func TestDeposedAnswersSoon(t *testing.T) {
+	t.Parallel()
+	start := func(term uint64) []byte { return command(commandHeader{kind: kindStart, term: term}) }
+	for name, c := range map[string]struct {
+		before func(r *rig, entry []byte) // what the log does before the leader is deposed
+		want   func(o Outcome) bool
+	}{
+		"nobody tells":                        {func(*rig, []byte) {}, func(o Outcome) bool { return errors.Is(o.Err, ErrUnavailable) }},
+		"a newer term has started without it": {func(r *rig, _ []byte) { r.commit(start(2)) }, func(o Outcome) bool { return errors.Is(o.Err, ErrNotLeader) }},
+		"a newer term has started after it": {func(r *rig, entry []byte) { r.commit(entry); r.commit(start(2)) },
+			func(o Outcome) bool { return errors.Is(o.Err, ErrUnavailable) }}, // its result went with the leader
+		"two newer terms have started": {func(r *rig, _ []byte) { r.commit(start(2)); r.commit(start(3)) }, func(o Outcome) bool { return errors.Is(o.Err, ErrNotLeader) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 13)
+			r.limits.ProposeTimeout = time.Hour
+			r.open()
+			r.host.gate.Lock()
+			defer r.host.gate.Unlock()
+			a := newAnswers()
+			r.publish(a, 1, "")
+			r.p.Flush()
+			r.host.mu.Lock()
+			c.before(r, r.host.last)
+			r.host.mu.Unlock()
+			r.host.depose()
+			r.until("answered", func() bool { return a.count() == 1 })
+			if o := a.get("1"); !c.want(o) {
+				t.Errorf("outcome %+v, %v", o, o.Err)
+			}
+		})
 	}
 }
 

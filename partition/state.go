@@ -28,6 +28,9 @@ type state struct {
 	producers *producerTable
 	ids       *idWindow // rebuilt from the log's tail, not encoded
 
+	// ended are the terms before this one, for their leaders. Not encoded either.
+	ended endedTerms
+
 	// results of the newest commands of this term, for a leader that proposes
 	// an entry again whose outcome it doesn't know. Not encoded: a leader after
 	// a restart has another term.
@@ -53,6 +56,9 @@ func (s *state) admit(h commandHeader) (ok bool, code uint64, data []byte) {
 		// Proposed again while nothing of its term was applied, it is the same.
 		if h.term < s.term || h.term == s.term && s.counter > 0 {
 			return false, resultStaleTerm, nil
+		}
+		if h.term > s.term {
+			s.ended.note(s.term, s.counter)
 		}
 		s.term, s.counter = h.term, 0
 		s.results = [rememberedResults]remembered{}

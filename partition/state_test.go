@@ -252,6 +252,8 @@ type applied replication.Result
 
 func (a applied) Wait() (replication.Result, error) { return replication.Result(a), nil }
 
+func (a applied) WaitContext(context.Context) (replication.Result, error) { return a.Wait() }
+
 // TestLogTimeGoesOnFromTheLastLeader: a new leader's log time runs from the newest
 // entry of the one before, though it had not applied that when it was elected.
 // Else log time would stand still until the clock has caught up, and no window end.

@@ -65,12 +65,16 @@ type Log interface {
 	Close() error
 }
 
-// Pending is a proposal on its way. Wait returns exactly once; it must be
-// called, from any one goroutine.
+// Pending is a proposal on its way. It has one outcome, which is asked for once, by
+// Wait or by WaitContext, from any one goroutine.
 type Pending interface {
 	// Wait returns the state machine's result once the entry was applied here,
 	// or ErrDropped, ErrUnknown, ErrClosed.
 	Wait() (Result, error)
+
+	// WaitContext is Wait that may be given up: it returns ctx's error when ctx ends
+	// first. Then either is called again, or the proposal is left to itself.
+	WaitContext(ctx context.Context) (Result, error)
 }
 
 // Leadership as one replica knows it. Leader is 0 while there is none.

@@ -37,7 +37,7 @@ var mutants = []mutant{
 		// Whatever was proposed is acked; whether a majority has it comes later.
 		name: "ack before commit",
 		edits: []edit{
-			{leaderFile, "	r, err := g.pending.Wait()\n	g.pending = nil\n", "	go func(w replication.Pending) { _, _ = w.Wait() }(g.pending)\n	r, err := replication.Result{}, error(nil)\n	g.pending = nil\n"},
+			{leaderFile, "	r, err := g.pending.WaitContext(l.ctx)\n", "	go func(w replication.Pending) { _, _ = w.Wait() }(g.pending)\n	r, err := replication.Result{}, error(nil)\n"},
 			{leaderFile, "		o.Offset, o.Err = -1, describe(ErrUnavailable, \"%s: the record's offset is not known any more: it may be in the log\", p.name)\n",
 				"		o.Offset, o.Duplicate = -1, true\n"},
 		},

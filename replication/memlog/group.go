@@ -1,6 +1,7 @@
 package memlog
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"time"
@@ -222,6 +223,23 @@ func (p *proposal) Wait() (replication.Result, error) {
 	p.c.waitFor(func() bool { return p.resolved }, nil)
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
+	p.resolveUnknown() // nothing moves any more
+	return p.result, p.err
+}
+
+// WaitContext implements replication.Pending.
+func (p *proposal) WaitContext(ctx context.Context) (replication.Result, error) {
+	defer context.AfterFunc(ctx, func() {
+		p.c.mu.Lock()
+		defer p.c.mu.Unlock()
+		p.c.moved.Broadcast()
+	})()
+	given := !p.c.waitFor(func() bool { return p.resolved }, func() bool { return ctx.Err() != nil })
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	if given && !p.resolved && ctx.Err() != nil {
+		return replication.Result{}, ctx.Err()
+	}
 	p.resolveUnknown() // nothing moves any more
 	return p.result, p.err
 }
