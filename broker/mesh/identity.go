@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/rs/zerolog"
+
 	frontend "github.com/parleymq/parley/broker/protocol/nats"
 )
 
@@ -162,7 +164,11 @@ func (g gate) Authenticate(c *frontend.Credentials) (frontend.Identity, error) {
 		g.m.stats.refused.Add(1)
 		var refused *RefusedError
 		if errors.As(err, &refused) {
-			g.m.log.Warn().Str("reason", string(refused.Reason)).Str("remote", c.Remote.String()).
+			level := zerolog.WarnLevel
+			if refused.Reason == RefusedIncarnation && g.m.Self().Broker == 0 {
+				level = zerolog.DebugLevel // no epoch names anybody here yet: the cluster is forming
+			}
+			g.m.log.WithLevel(level).Str("reason", string(refused.Reason)).Str("remote", c.Remote.String()).
 				Str("peer", h.Name).Msg("peer refused: " + refused.Text)
 			return frontend.Identity{}, &frontend.Denial{Text: refused.Error()}
 		}

@@ -26,6 +26,9 @@ type link struct {
 	done   chan struct{}
 	since  time.Time // of the present state
 	err    error     // why it is down
+	// stranger is since when the peer says that it doesn't know this broker; told: that was logged as an error.
+	stranger time.Time
+	told     bool
 }
 
 // open starts the link, or has it begin anew. Inside the mesh's lock.
@@ -103,7 +106,7 @@ func (l *link) raise(d *dialled) {
 	l.up.Store(d)
 	l.connects.Add(1)
 	l.mu.Lock()
-	l.since, l.err = time.Now(), nil
+	l.since, l.err, l.stranger, l.told = time.Now(), nil, time.Time{}, false
 	l.mu.Unlock()
 	l.event().Msg("peer link up")
 	l.tell(true)
@@ -121,16 +124,34 @@ func (l *link) lower(d *dialled, err error) {
 	l.tell(false)
 }
 
+// strangerGrace is how long a peer may not know this broker before that is worth an error: the epoch that names
+// it reaches one before the other, as a cluster forms or changes.
+const strangerGrace = 5 * time.Second
+
 func (l *link) failed(err error) {
+	var refused *RefusedError
+	unknown := errors.As(err, &refused) && refused.Reason == RefusedIncarnation
 	l.mu.Lock()
 	news := l.err == nil || l.err.Error() != err.Error()
-	l.err = err
+	if l.err = err; !unknown {
+		l.stranger = time.Time{}
+	} else if l.stranger.IsZero() {
+		l.stranger = time.Now()
+	}
+	early := unknown && time.Since(l.stranger) < strangerGrace
+	if unknown && !early && !l.told {
+		news = true
+	}
+	l.told = unknown && !early
 	l.mu.Unlock()
-	if !news {
+	switch {
+	case early:
+		l.m.log.Debug().Uint64("broker", l.peer.id).Str("link", string(l.kind)).Err(err).Msg("peer does not know this broker yet")
+		return
+	case !news:
 		return
 	}
-	var refused *RefusedError
-	if errors.As(err, &refused) {
+	if refused != nil {
 		l.m.log.Error().Uint64("broker", l.peer.id).Str("link", string(l.kind)).Str("reason", string(refused.Reason)).
 			Err(err).Msg("peer link refused")
 		return

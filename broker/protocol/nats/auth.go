@@ -35,7 +35,8 @@ type Identity struct {
 var ErrDenied = errors.New("credentials denied")
 
 // Denial is an Authenticator's answer that tells the client why, where that is no
-// secret: "Authorization Violation: " and the text.
+// secret: "Authorization Violation: " and the text. What the log has to know of it, the Authenticator
+// has said.
 type Denial struct{ Text string }
 
 func (d *Denial) Error() string { return d.Text }

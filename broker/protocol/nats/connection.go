@@ -312,7 +312,8 @@ func (c *conn) close(err error) {
 	c.Wake()
 	c.raw.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // so that the reader looks up
 	level := zerolog.DebugLevel
-	if e != nil {
+	var denial *Denial
+	if e != nil && !errors.As(err, &denial) {
 		level = zerolog.WarnLevel
 	}
 	c.log.WithLevel(level).AnErr("reason", err).Msg("client connection closed")

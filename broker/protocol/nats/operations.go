@@ -150,7 +150,7 @@ func (c *conn) authenticate(o *connectOptions) (Identity, error) {
 	switch {
 	case errors.As(err, &denial):
 		e := &protocolError{errAuthorization.text + ": " + lastWord(denial.Text), kindAuth}
-		return identity, fmt.Errorf("authenticate user %q: %w", o.User, e)
+		return identity, fmt.Errorf("authenticate user %q: %w (%w)", o.User, e, denial)
 	case err != nil:
 		return identity, fmt.Errorf("authenticate user %q (%w): %w", o.User, err, errAuthorization)
 	}
