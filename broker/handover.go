@@ -26,6 +26,10 @@ const (
 	handoverWait = 4 * time.Second        // for all, when the broker stops
 	handoverTry  = time.Second            // for one partition then
 	handoverRoom = 32                     // at once then
+	// handoverListen is how long a broker that stops listens whether others do so too: whoever is about to
+	// stop takes nothing over.
+	handoverListen = 50 * time.Millisecond
+	handoverLook   = 10 * time.Millisecond
 )
 
 // reluctant: this broker wants no leadership.
@@ -157,6 +161,12 @@ func (b *Broker) handOverAll(ctx context.Context) {
 	b.leaders.repeat() // nobody is to hand leadership to this broker any more
 	ctx, cancel := context.WithTimeout(ctx, handoverWait)
 	defer cancel()
+	listen := time.NewTimer(handoverListen)
+	defer listen.Stop()
+	select {
+	case <-listen.C:
+	case <-ctx.Done():
+	}
 	room := make(chan struct{}, handoverRoom)
 	var wg sync.WaitGroup
 	for _, s := range *b.local.Load() {
@@ -171,13 +181,38 @@ func (b *Broker) handOverAll(ctx context.Context) {
 				if to == 0 {
 					return
 				}
-				if err := b.handOver(ctx, s, to, handoverTry); err != nil {
+				willing, done := b.whileWilling(ctx, to)
+				err := b.handOver(willing, s, to, handoverTry)
+				done()
+				if err != nil {
 					b.c.Logger.Debug().Err(err).Msg("leadership was not handed over yet")
 				}
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// whileWilling ends its context when a broker goes away, or wants no leadership any more. done ends it too, and is
+// to be called.
+func (b *Broker) whileWilling(ctx context.Context, broker uint64) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		look := time.NewTicker(handoverLook)
+		defer look.Stop()
+		for {
+			select {
+			case <-look.C:
+			case <-ctx.Done():
+				return
+			}
+			if st := b.peers.state(broker); !st.up || st.reluctant {
+				cancel()
+			}
+		}
+	})
+	return ctx, func() { cancel(); wg.Wait() }
 }
 
 // transferRequest asks a partition's leader to hand it over.
