@@ -10,6 +10,7 @@
 //	carry.go      bringing partitions in line with an epoch; stamp.go barriers
 //	leaders.go    who leads what; progress.go which followers are in sync
 //	forward.go    the hop to a partition's leader
+//	catchup.go    fetching what a replica lacks from the others
 //	handover.go   moving leadership; purge.go deleting data everywhere
 //	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
@@ -81,6 +82,7 @@ type Broker struct {
 	stamps      *stamps
 	forwarders  peerSessions
 	forwards    *forwards
+	catchUps    *catchUps
 	selfID      atomic.Uint64          // 0 until the cluster is formed
 	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
 	acks        *acker
@@ -174,6 +176,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.carrier = newCarrier(b)
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
+	b.catchUps = newCatchUps(b.c.Limits)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}

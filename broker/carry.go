@@ -207,7 +207,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
 		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial,
-		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
+		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
 		TailBudget: b.tails,

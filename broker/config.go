@@ -133,6 +133,9 @@ type Limits struct {
 	FetchReplies      int // fetches that hold a buffer of up to MaxFetch bytes; default 64
 	Requests          int // API requests at once; default 64
 	Openings          int // partitions opened at once; default 16
+	CatchUps          int // replicas at once that fetch what their log lacks; default 4
+	// CatchUpRate is how many bytes a second they fetch together; default 128 MiB.
+	CatchUpRate int64
 }
 
 // Frontend is a client protocol and where it listens.
@@ -252,6 +255,10 @@ func (l Limits) withDefaults() Limits {
 	def(&l.FetchReplies, 64)
 	def(&l.Requests, 64)
 	def(&l.Openings, 16)
+	def(&l.CatchUps, 4)
+	if l.CatchUpRate <= 0 {
+		l.CatchUpRate = 128 << 20
+	}
 	return l
 }
 

@@ -119,6 +119,7 @@ var (
 	descAcked     = partDesc("acked_records_total", "Records acked by this broker.")
 	descReapplied = partDesc("reapplied_entries_total", "Log entries applied again after the start.")
 	descRetried   = partDesc("retried_proposals_total", "Proposals made again after a drop.")
+	descCatching  = partDesc("catching_up_bytes", "Bytes that this replica lacks and has yet to fetch from the others.")
 	descDamaged   = partDesc("damaged", "1 when stored records are damaged or the partition could not be opened.")
 
 	descEpoch = prometheus.NewDesc("parley_epoch", "Newest epoch this broker knows.", nil, nil)
@@ -162,13 +163,18 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descBytes, float64(st.Bytes), t.name, n)
 			gauge(descLeading, flag(st.Leading), t.name, n)
 			gauge(descQueued, float64(st.Queued), t.name, n)
+			if c := st.Restoring; c != nil {
+				gauge(descCatching, float64(max(c.Lacking-c.Fetched, 0)), t.name, n)
+			} else {
+				gauge(descCatching, 0, t.name, n)
+			}
 			gauge(descDamaged, flag(st.Damage != ""), t.name, n)
 			counter(descAcked, float64(st.Acked), t.name, n)
 			counter(descReapplied, float64(st.Reapplied), t.name, n)
 			counter(descRetried, float64(st.Retried), t.name, n)
 		}
 	}
-	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints} {
+	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints, "catchup": b.catchUps} {
 		f, ok := part.(figured)
 		if !ok {
 			continue

@@ -24,6 +24,8 @@ const (
 	subjectOffset   = "offset"   // an offset by log time
 	subjectTransfer = "transfer" // hand a partition's leadership over
 	subjectPurged   = "purged"   // which deleted topics have no data left there
+	subjectChunks   = "chunks"   // on data links: stored chunks, see catchup.go
+	subjectSnapshot = "snapshot" // on data links: what a replica's log is made of
 )
 
 // peers is what this broker knows of the others' being there. A lone broker has
@@ -71,6 +73,8 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectOffset, b.answerOffset)
 	m.HandleMembers(subjectTransfer, b.answerTransfer)
 	m.HandleMembers(subjectPurged, b.answerPurged)
+	m.HandleMembers(subjectChunks, b.answerChunks)
+	m.HandleMembers(subjectSnapshot, b.answerSnapshot)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,9 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 	if ps.Damage != "" {
 		st.Problem = ps.Damage
 	}
+	if ps.Restoring != nil {
+		st.Problem = ps.Restoring.String()
+	}
 	switch {
 	case ps.Leading:
 		st.Leader, st.Term, st.InSync = b.self(), ps.Term, s.inSync(b)
@@ -99,7 +103,51 @@ func (r runtime) Partitions(ctx context.Context, parts []api.Part) []api.Partiti
 		}
 	}
 	wg.Wait()
+	b.askLaggards(ctx, parts, out)
 	return out
+}
+
+// askLaggards asks replicas that aren't in sync, where they can be reached, what
+// they are about: their leader doesn't know.
+func (b *Broker) askLaggards(ctx context.Context, parts []api.Part, out []api.PartitionStatus) {
+	ask := map[uint64][]int{}
+	for i, p := range parts {
+		s := b.slot(p.Topic, p.Number)
+		if s == nil || out[i].Problem != "" || out[i].Leader == 0 {
+			continue
+		}
+		for _, m := range s.replicas() {
+			if !slices.Contains(out[i].InSync, m.Broker) && b.peers.alive(m.Broker) {
+				ask[m.Broker] = append(ask[m.Broker], i)
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for at, indexes := range ask {
+		indexes = indexes[:min(len(indexes), statusParts)]
+		wg.Go(func() {
+			q, res := make([]api.Part, len(indexes)), []api.PartitionStatus{}
+			for n, i := range indexes {
+				q[n] = parts[i]
+			}
+			if at == b.self() {
+				for _, p := range q {
+					res = append(res, b.own(b.slot(p.Topic, p.Number)))
+				}
+			} else if err := b.request(ctx, at, subjectStatus, statusWait, q, &res); err != nil || len(res) != len(q) {
+				return // that it isn't in sync is known all the same
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for n, i := range indexes {
+				if res[n].Problem != "" && out[i].Problem == "" {
+					out[i].Problem = "replica on " + b.brokerName(at) + ": " + res[n].Problem
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // askStatus fills in what a leader says of its partitions.

@@ -12,13 +12,16 @@ import (
 // search over offsets and then a short scan.
 //
 //	key:   'o', offset (8)
-//	value: log time (8), bytes stored before (8), and a 1 where the chunk holds message ids
+//	value: log time (8), bytes stored before (8), flags (1), and with flag 2 the chain before (8)
 //
 // Every chunk with message ids has a mark, so that the window is rebuilt without
 // reading what holds none: after a busy minute that would be gigabytes.
 const (
 	markEveryBytes = 256 << 10
 	markEveryMS    = 1000
+
+	markIDs     = 1 // the chunk holds message ids
+	markChained = 2 // the chain before it is known: see chain.go
 )
 
 func markKey(offset int64) []byte {
@@ -30,22 +33,35 @@ func markKey(offset int64) []byte {
 
 type mark struct {
 	offset, logTime, before int64
-	ids                     bool
+	ids, chained            bool
+	chain                   uint64
 }
 
 // mark returns the index entry for a chunk at base, if one is due.
-func (s *state) mark(base, before int64, ids bool) (storage.IndexEntry, bool) {
+func (s *state) mark(base, before int64, chain uint64, ids bool) (storage.IndexEntry, bool) {
 	if !ids && before != 0 && s.stored-s.marked < markEveryBytes && s.logTime-s.markedAt < markEveryMS {
 		return storage.IndexEntry{}, false
 	}
 	s.marked, s.markedAt = s.stored, s.logTime
-	v := make([]byte, 16, 17)
-	binary.BigEndian.PutUint64(v, uint64(s.logTime))
-	binary.BigEndian.PutUint64(v[8:], uint64(before))
-	if ids {
-		v = append(v, 1)
+	return mark{offset: base, logTime: s.logTime, before: before, ids: ids, chained: true, chain: chain}.entry(), true
+}
+
+func (mk mark) entry() storage.IndexEntry {
+	v := make([]byte, 0, 25)
+	v = binary.BigEndian.AppendUint64(v, uint64(mk.logTime))
+	v = binary.BigEndian.AppendUint64(v, uint64(mk.before))
+	flags := byte(0)
+	if mk.ids {
+		flags |= markIDs
 	}
-	return storage.IndexEntry{Key: markKey(base), Value: v}, true
+	if mk.chained {
+		flags |= markChained
+	}
+	v = append(v, flags)
+	if mk.chained {
+		v = binary.BigEndian.AppendUint64(v, mk.chain)
+	}
+	return storage.IndexEntry{Key: markKey(mk.offset), Value: v}
 }
 
 // markBelow returns the offset of the newest mark at or below offset, or offset
@@ -60,15 +76,20 @@ func (m *machine) markBelow(offset int64) (int64, error) {
 }
 
 func parseMark(k, v []byte) (mark, error) {
-	if len(k) != 9 || k[0] != 'o' || len(v) != 16 && len(v) != 17 {
+	if len(k) != 9 || k[0] != 'o' || len(v) != 17 && len(v) != 25 || (v[16]&markChained != 0) != (len(v) == 25) {
 		return mark{}, storage.ErrCorrupt
 	}
-	return mark{
+	mk := mark{
 		offset:  int64(binary.BigEndian.Uint64(k[1:])),
 		logTime: int64(binary.BigEndian.Uint64(v)),
 		before:  int64(binary.BigEndian.Uint64(v[8:])),
-		ids:     len(v) == 17,
-	}, nil
+		ids:     v[16]&markIDs != 0,
+		chained: v[16]&markChained != 0,
+	}
+	if mk.chained {
+		mk.chain = binary.BigEndian.Uint64(v[17:])
+	}
+	return mk, nil
 }
 
 // lastMark returns the last mark in [lo, hi) for which before holds. before

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -26,15 +27,24 @@ type machine struct {
 	id          storage.LogID
 	engine      storage.Engine
 	checkpoints *storage.Checkpointer
+	peers       Peers // nil: none
+	clock       func() time.Time
 	log         zerolog.Logger
 
 	applying sync.Mutex
 	state    *state
 	store    storage.Store
-	// pins keeps trimmed chunks on disk while a snapshot is being read.
-	pins int
-	// restoring: a snapshot has begun to replace what is stored, and state isn't true of it.
+	// leases keep trimmed chunks on disk while others fetch them; heldBack is the start
+	// offset of a trim that waits for them.
+	leases   leases
+	heldBack int64
+	// spanBytes is about the size of a snapshot's spans.
+	spanBytes int64
+	// restoring: the log is being mended, and takes part in nothing else.
 	restoring bool
+	// ahead: entries up to it may come again, since a snapshot newer than what the
+	// replicated log handed in was taken.
+	ahead uint64
 	// durable is the index of the newest durable checkpoint.
 	durable uint64
 	// reach is an entry that was applied before the restart, above the checkpoint;
@@ -61,6 +71,7 @@ type machine struct {
 	reapplied atomic.Uint64 // entries applied before the first Start of this process
 	started   atomic.Bool
 	damage    atomic.Pointer[Error]
+	catching  atomic.Pointer[Restoring] // nil while nothing is being fetched
 }
 
 // bounds is the part of the state that others may look at between commands.
@@ -75,9 +86,13 @@ type bounds struct {
 }
 
 func newMachine(c *Config) *machine {
+	clock := c.Clock
+	if clock == nil {
+		clock = time.Now
+	}
 	return &machine{
-		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, log: c.Logger,
-		tail: tail{budget: c.TailBudget},
+		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger,
+		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
 	}
 }
 
@@ -182,6 +197,9 @@ func (m *machine) applyAll(entries []replication.Entry) error {
 	for i := range entries {
 		e := &entries[i]
 		if e.Index <= m.state.index {
+			if e.Index <= m.ahead {
+				continue
+			}
 			return fmt.Errorf("apply to partition %s: entry %d after entry %d", m.id, e.Index, m.state.index)
 		}
 		m.state.index = e.Index
@@ -267,12 +285,14 @@ func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (resul
 	if len(data) == 0 {
 		return results, nil
 	}
-	m.chunks = append(m.chunks, storage.Chunk{
-		Base: base, Last: s.next - 1, Index: index, LogTime: s.logTime, Meta: meta, Data: data,
-	})
-	if mark, due := s.mark(base, before, len(meta) > 0); due {
+	chunk := storage.Chunk{Base: base, Last: s.next - 1, Index: index, LogTime: s.logTime, Meta: meta, Data: data}
+	if mark, due := s.mark(base, before, s.chain, len(meta) > 0); due {
 		m.marks = append(m.marks, mark)
 	}
+	if s.chain, err = link(s.chain, &chunk); err != nil {
+		return nil, err
+	}
+	m.chunks = append(m.chunks, chunk)
 	return results, nil
 }
 
@@ -372,16 +392,35 @@ func (m *machine) Durable(c storage.Checkpoint) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	m.durable = max(m.durable, c.Index)
-	if m.pins > 0 || m.restoring || m.store == nil || m.damage.Load() != nil {
+	m.trim(c.Mark.Start)
+}
+
+// trim gives back the space of what lies below a start offset that is durable, as far as no
+// other replica is fetching it.
+func (m *machine) trim(start int64) {
+	if m.restoring || m.store == nil || m.damage.Load() != nil {
 		return
 	}
-	below, err := m.markBelow(c.Mark.Start)
+	m.heldBack = 0
+	if low := m.leases.low(start, m.clock()); low < start {
+		m.heldBack, start = start, low
+	}
+	below, err := m.markBelow(start)
 	if err == nil {
-		err = m.store.Trim(c.Mark.Start, markKey(below))
+		err = m.store.Trim(start, markKey(below))
 	}
 	if err != nil {
-		m.log.Error().Err(err).Str("log", m.id.String()).Int64("start", c.Mark.Start).
+		m.log.Error().Err(err).Str("log", m.id.String()).Int64("start", start).
 			Msg("space below the start offset could not be given back; it is tried again at the next checkpoint")
+	}
+}
+
+// release trims what leases held back that have ended since.
+func (m *machine) release() {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.heldBack > 0 && m.leases.low(m.heldBack, m.clock()) == m.heldBack {
+		m.trim(m.heldBack)
 	}
 }
 

@@ -96,6 +96,7 @@ type Config struct {
 	Host        replication.Host
 	Engine      storage.Engine
 	Checkpoints *storage.Checkpointer
+	Peers       Peers            // nil: what a snapshot lists can't be fetched
 	Clock       func() time.Time // default time.Now; must carry a monotonic reading
 	Limits      Limits
 	Retention   Retention
@@ -328,6 +329,7 @@ type Status struct {
 	Producers int
 	IDs       int
 	Damage    string
+	Restoring *Restoring // nil unless it fetches what its log lacks
 }
 
 // Status returns figures that are each true, not all of the same instant.
@@ -343,7 +345,7 @@ func (p *Partition) Status() Status {
 		Leader: known.Leader, Term: known.Term, Leading: p.leading.Load(),
 		Start: b.start, Next: b.next, Bytes: p.m.bytes(), Barrier: b.barrier, LogTime: b.logTime, Applied: b.index,
 		Reapplied: p.m.reapplied.Load(), Retried: p.retried.Load(), Acked: p.acked.Load(), Queued: queued,
-		Producers: b.producers, IDs: b.ids,
+		Producers: b.producers, IDs: b.ids, Restoring: p.m.catching.Load(),
 	}
 	if d := p.m.damage.Load(); d != nil {
 		s.Damage = d.Description

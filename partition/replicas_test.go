@@ -38,6 +38,7 @@ type site struct {
 	cp     *storage.Checkpointer
 	p      *partition.Partition
 	store  *watchedEngine
+	peers  *others
 	ran    sync.WaitGroup
 	stop   context.CancelFunc
 }
@@ -45,14 +46,14 @@ type site struct {
 // watchedEngine tells a test of each append, before it is done.
 type watchedEngine struct {
 	storage.Engine
-	resets  atomic.Int64
+	mends   atomic.Int64
 	onStore atomic.Pointer[func(s *watchedStore)]
 }
 
 type watchedStore struct {
 	storage.Store
-	e     *watchedEngine
-	reset atomic.Bool
+	e      *watchedEngine
+	mended atomic.Bool
 }
 
 func (e *watchedEngine) Open(id storage.LogID, m storage.Mark) (storage.Store, error) {
@@ -63,18 +64,59 @@ func (e *watchedEngine) Open(id storage.LogID, m storage.Mark) (storage.Store, e
 	return &watchedStore{Store: s, e: e}, nil
 }
 
-func (s *watchedStore) Reset(next int64) error {
-	s.reset.Store(true)
-	s.e.resets.Add(1)
-	return s.Store.Reset(next)
-}
-
-func (s *watchedStore) Append(c []storage.Chunk, i []storage.IndexEntry) error {
-	err := s.Store.Append(c, i)
+func (s *watchedStore) Mend(c []storage.Chunk, i []storage.IndexEntry) error {
+	err := s.Store.Mend(c, i)
+	if len(c) > 0 {
+		s.mended.Store(true)
+		s.e.mends.Add(1)
+	}
 	if f := s.e.onStore.Load(); f != nil {
 		(*f)(s)
 	}
 	return err
+}
+
+// others are the replicas on the other sites.
+type others struct {
+	r       *replicas
+	id      uint64
+	fetched atomic.Int64
+}
+
+func (o *others) Turn(context.Context) (func(), error) { return func() {}, nil }
+
+func (o *others) Others() (ids []uint64) {
+	for id := uint64(1); id <= 3; id++ {
+		if s := o.r.site(id); id != o.id && s != nil && s.p != nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (o *others) partition(id uint64) (*partition.Partition, error) {
+	if s := o.r.site(id); s != nil && s.p != nil {
+		return s.p, nil
+	}
+	return nil, errors.New("it is away")
+}
+
+func (o *others) Chunks(_ context.Context, id uint64, q partition.ChunkRequest) ([]byte, error) {
+	p, err := o.partition(id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := p.Chunks(q)
+	o.fetched.Add(int64(len(b)))
+	return b, err
+}
+
+func (o *others) Snapshot(_ context.Context, id uint64) ([]byte, error) {
+	p, err := o.partition(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.Snapshot()
 }
 
 func newReplicas(t testing.TB) *replicas {
@@ -148,10 +190,11 @@ func (r *replicas) open(id uint64) *site {
 func (r *replicas) start(id uint64) {
 	r.t.Helper()
 	s := r.site(id)
+	s.peers = &others{r: r, id: id}
 	p, err := partition.Open(r.t.Context(), partition.Config{
 		Topic: "orders", Log: storage.LogID{Topic: 1, Partition: 1, Replica: id}, Shard: 1, Replica: id,
 		Initial: map[uint64]string{1: "x", 2: "x", 3: "x"},
-		Host:    s.host, Engine: s.engine, Checkpoints: s.cp, RetentionEvery: 20 * time.Millisecond, Logger: zerolog.Nop(),
+		Host:    s.host, Engine: s.engine, Checkpoints: s.cp, Peers: s.peers, RetentionEvery: 20 * time.Millisecond, Logger: zerolog.Nop(),
 	})
 	r.must(err)
 	s.p = p
@@ -296,7 +339,7 @@ func (r *replicas) behind() (id uint64) {
 	return id
 }
 
-// A follower that was away while the log was cut gets everything by snapshot.
+// A follower that was away while the log was cut fetches what it lacks.
 func TestLaggardRecovers(t *testing.T) {
 	t.Parallel()
 	r := newReplicas(t)
@@ -304,8 +347,11 @@ func TestLaggardRecovers(t *testing.T) {
 	s := r.open(id)
 	r.start(id)
 	r.until("caught up", func() bool { return s.p.Status().Applied >= r.leader().Status().Applied })
-	if s.store.resets.Load() == 0 {
+	if s.store.mends.Load() == 0 {
 		t.Fatal("it caught up without a snapshot")
+	}
+	if s.p.Status().Restoring != nil {
+		t.Error("it is catching up still")
 	}
 	r.publish(10)
 	want := r.leader().Status()
@@ -322,7 +368,7 @@ func TestLaggardRecovers(t *testing.T) {
 	s = r.open(id)
 	r.start(id)
 	r.until("caught up again", func() bool { return s.p.Status().Next >= want.Next+1 })
-	if s.store.resets.Load() != 0 {
+	if s.store.mends.Load() != 0 {
 		t.Fatal("it needed a snapshot again")
 	}
 }
@@ -336,7 +382,7 @@ func TestRestoreIsCutShort(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	hook := func(w *watchedStore) {
-		if w.reset.Load() {
+		if w.mended.Load() {
 			once.Do(func() {
 				close(held)
 				<-release
@@ -364,7 +410,7 @@ func TestRestoreIsCutShort(t *testing.T) {
 	s = r.open(id)
 	r.start(id)
 	r.until("caught up", func() bool { return s.p.Status().Applied >= r.leader().Status().Applied })
-	if s.store.resets.Load() == 0 {
+	if s.store.mends.Load() == 0 {
 		t.Fatal("it caught up without restoring again")
 	}
 	want := r.leader().Status()

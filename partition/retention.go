@@ -27,6 +27,7 @@ func (p *Partition) keepRetention() {
 // replicated, so that all replicas agree on the start offset.
 func (p *Partition) Retain(ctx context.Context) error {
 	p.m.relax()
+	p.m.release()
 	if !p.leading.Load() {
 		return nil
 	}

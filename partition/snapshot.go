@@ -1,35 +1,66 @@
 package partition
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"time"
 
-	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
 )
 
-// A snapshot is the state and every chunk from the start offset on:
-//
-//	magic "PSNP", version (1), state length (4), state, CRC-32C of all that (4), then frames, then an end frame.
-//	frame: 'c', base, last, index, log time (8 each), meta length (4), data length (4), meta, data, CRC-32C of all that (4)
-//	end:   'e'
+// A snapshot is the state and a manifest: which chunks make up the log, as spans of offsets
+// with their digests. It holds no records. A replica that gets it fetches the spans that it
+// lacks from the others (restore.go) and so one that missed an hour of a large
+// log gets that hour. docs/format/partition.md has the bytes.
 const (
 	snapshotMagic   = "PSNP"
-	snapshotVersion = 1
-	// maxSnapshotFrame bounds what a damaged length can make a reader allocate.
-	maxSnapshotFrame = 64 << 20
+	snapshotVersion = 2
+	// maxSnapshotState bounds what a damaged length can make a reader allocate.
+	maxSnapshotState = 64 << 20
+
+	// A span has about spanBytes, or more where the log would have more than maxSpans.
+	spanBytes = 4 << 20
+	maxSpans  = 4096
+	spanSize  = 5 * 8
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var errStopped = errors.New("stopped")
 
+// span is a run of chunks whose offsets are from up to, not including, to.
+type span struct {
+	from, to int64
+	// Linking the chunks to seed gives digest.
+	seed, digest uint64
+	// stored is how many bytes had been stored in all before.
+	stored int64
+}
+
+type manifest struct {
+	state *state
+	spans []span
+	// rooted: the first span's seed is the chain there. It is not where the chunk that
+	// holds the start offset has no mark of its own: its seed is 0 then.
+	rooted bool
+}
+
+// after is how many bytes had been stored in all when span i ended.
+func (f *manifest) after(i int) int64 {
+	if i+1 < len(f.spans) {
+		return f.spans[i+1].stored
+	}
+	return f.state.stored
+}
+
 type snapshotPoint struct {
-	checkpoint storage.Checkpoint
+	encoded      []byte
+	start, next  int64
+	stored       int64
+	chain, index uint64
 }
 
 // PrepareSnapshot implements replication.StateMachine. It pins nothing, as nobody
@@ -37,271 +68,271 @@ type snapshotPoint struct {
 func (m *machine) PrepareSnapshot() (any, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	if m.failed != nil {
+	switch {
+	case m.failed != nil:
 		return nil, m.failed
+	case m.restoring:
+		return nil, fmt.Errorf("prepare snapshot: %w: this replica is catching up itself", ErrBusy)
 	}
-	return &snapshotPoint{checkpoint: m.capture()}, nil
+	s := m.state
+	return &snapshotPoint{
+		encoded: s.encode(nil), start: s.start, next: s.next, stored: s.stored, chain: s.chain, index: s.index,
+	}, nil
 }
 
-// SaveSnapshot implements replication.StateMachine. Everything is verified before it is
-// sent: what is damaged here must neither spread nor stop the receiver, for which
-// a snapshot that doesn't hold together is the end.
+// SaveSnapshot implements replication.StateMachine. What the manifest lists stays on disk
+// here until the lease runs out: whoever gets it takes up its own in time.
 func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) error {
-	p := point.(*snapshotPoint).checkpoint
+	p := point.(*snapshotPoint)
 	m.applying.Lock()
-	m.pins++
+	m.leases.take(anybody, p.start, m.clock())
 	m.applying.Unlock()
-	defer func() {
-		m.applying.Lock()
-		m.pins--
-		m.applying.Unlock()
-	}()
-	bw := bufio.NewWriterSize(w, 256<<10)
-	head := append([]byte(snapshotMagic), snapshotVersion)
-	head = binary.BigEndian.AppendUint32(head, uint32(len(p.State)))
-	head = append(head, p.State...)
-	head = binary.BigEndian.AppendUint32(head, crc32.Checksum(head, castagnoli))
-	if _, err := bw.Write(head); err != nil {
-		return fmt.Errorf("save snapshot: %w", err)
-	}
-	var frame []byte
-	var failed error
-	next := p.Mark.Start
-	err := m.store.Read(p.Mark.Start, func(c storage.Chunk) bool {
-		if c.Base >= p.Mark.Next {
-			return false
-		}
-		select {
-		case <-stop:
-			failed = errStopped
-			return false
-		default:
-		}
-		// The first chunk may begin below the start, but not above it.
-		if c.Base > next || c.Base < next && next > p.Mark.Start {
-			failed = fmt.Errorf("%w: a chunk from offset %d follows offset %d", storage.ErrCorrupt, c.Base, next-1)
-			return false
-		}
-		if failed = verify(c.Data, everyBatch); failed != nil {
-			return false
-		}
-		frame = appendFrame(frame[:0], c)
-		_, failed = bw.Write(frame)
-		next = c.Last + 1
-		return failed == nil
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return fmt.Errorf("save snapshot: %w", err)
-	}
-	if next < p.Mark.Next {
-		if start := m.look().start; next < start {
-			return fmt.Errorf("save snapshot: offset %d was trimmed meanwhile, the log starts at %d now: ask again", next, start)
-		}
-		return fmt.Errorf("save snapshot: %w: log ends at %d, want %d", storage.ErrCorrupt, next, p.Mark.Next)
-	}
-	if err := bw.WriteByte('e'); err != nil {
-		return fmt.Errorf("save snapshot: %w", err)
-	}
-	if err := bw.Flush(); err != nil {
-		return fmt.Errorf("save snapshot: %w", err)
-	}
-	return nil
-}
-
-func everyBatch(record.Batch) bool { return true }
-
-func appendFrame(b []byte, c storage.Chunk) []byte {
-	b = append(b, 'c')
-	for _, v := range []uint64{uint64(c.Base), uint64(c.Last), c.Index, uint64(c.LogTime)} {
-		b = binary.BigEndian.AppendUint64(b, v)
-	}
-	b = binary.BigEndian.AppendUint32(b, uint32(len(c.Meta)))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(c.Data)))
-	b = append(b, c.Meta...)
-	b = append(b, c.Data...)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-}
-
-// RecoverFromSnapshot implements replication.StateMachine. While it runs, and when it
-// was cut short, the store holds neither the old records nor yet the new ones. The
-// old checkpoint stays until the new one is durable: after a crash Open finds
-// holes, opens at the old index all the same, and the replicated log hands in
-// the same snapshot again.
-func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
-	br := bufio.NewReaderSize(r, 256<<10)
-	var head [9]byte
-	if _, err := io.ReadFull(br, head[:]); err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
-	if string(head[:4]) != snapshotMagic || head[4] != snapshotVersion {
-		return fmt.Errorf("recover from snapshot: %w: magic %q version %d", storage.ErrCorrupt, head[:4], head[4])
-	}
-	n := binary.BigEndian.Uint32(head[5:])
-	if n > maxSnapshotFrame {
-		return fmt.Errorf("recover from snapshot: %w: state of %d bytes", storage.ErrCorrupt, n)
-	}
-	enc := make([]byte, n+4)
-	if _, err := io.ReadFull(br, enc); err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
-	enc, sum := enc[:n], binary.BigEndian.Uint32(enc[n:])
-	if sum != crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, enc) {
-		return fmt.Errorf("recover from snapshot: %w: checksum of the state", storage.ErrCorrupt)
-	}
-	s, err := decodeState(enc)
+	spans, rooted, err := m.spans(p, stop)
 	if err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
+		return fmt.Errorf("save snapshot: %w", err)
 	}
-	m.applying.Lock()
-	m.restoring = true
-	m.applying.Unlock()
-	m.visible.Lock()
-	m.tail.clear()
-	m.visible.Unlock()
-	if err := m.refill(s, br, stop); err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
-	if err := m.install(s); err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
-	if err := m.Sync(); err != nil {
-		return fmt.Errorf("recover from snapshot: %w", err)
-	}
-	m.applying.Lock()
-	durable := m.durable
-	m.applying.Unlock()
-	if durable < s.index {
-		return fmt.Errorf("recover from snapshot: its checkpoint was not written: entry %d is durable, want %d", durable, s.index)
+	if _, err := w.Write(appendManifest(nil, p.encoded, spans, rooted)); err != nil {
+		return fmt.Errorf("save snapshot: %w", err)
 	}
 	return nil
 }
 
-// Chunks are stored this many bytes, or this many, at a time.
-const (
-	refillBytes  = 1 << 20
-	refillChunks = 256
-)
-
-// refill replaces what is stored by what comes. It is not called beside Apply, and doesn't
-// hold up the checkpoints of other logs: there is none of this one meanwhile.
-func (m *machine) refill(s *state, br *bufio.Reader, stop <-chan struct{}) error {
-	// Bytes and marks are counted anew: they serve this replica's retention and
-	// lookups and need not equal the others'.
-	logTime := s.logTime
-	s.stored, s.marked, s.markedAt = 0, 0, 0
-	var chunks []storage.Chunk
-	var marks []storage.IndexEntry
-	bytes := 0
-	flush := func() error {
-		if len(chunks) == 0 {
-			return nil
-		}
-		err := m.store.Append(chunks, marks)
-		clear(chunks)
-		chunks, marks, bytes = chunks[:0], marks[:0], 0
-		return err
+// spans divides the log at its marks. Nothing is read but marks, and the first chunks where
+// the chain isn't known.
+func (m *machine) spans(p *snapshotPoint, stop <-chan struct{}) (spans []span, rooted bool, err error) {
+	if p.start == p.next {
+		return nil, true, nil
 	}
-	first := true
-	next := s.start
+	at := span{from: -1}
+	err = m.store.Read(p.start, func(c storage.Chunk) bool {
+		at.from = c.Base
+		return false
+	})
+	switch {
+	case err != nil:
+		return nil, false, err
+	case at.from < 0 || at.from > p.start:
+		return nil, false, m.trimmedOr(p.start, fmt.Errorf("%w: no chunk holds the start offset %d", storage.ErrCorrupt, p.start))
+	}
+	k, v, ok, err := m.store.SeekBack(markKey(at.from))
+	if err != nil {
+		return nil, false, err
+	}
+	if ok {
+		mk, err := parseMark(k, v)
+		if err != nil {
+			return nil, false, err
+		}
+		at.stored = mk.before // or a little less than it was, where the mark is of an earlier chunk
+		if rooted = mk.chained && mk.offset == at.from; rooted {
+			at.seed = mk.chain
+		}
+	}
+	size := max(m.spanBytes, (p.stored-at.stored)/maxSpans+1)
+	if !rooted {
+		size = 0 // up to the next mark
+	}
 	for {
 		select {
 		case <-stop:
-			return errStopped
+			return nil, false, errStopped
 		default:
 		}
-		c, end, err := readFrame(br)
-		if err != nil {
-			return err
+		end, found, err := m.markFrom(at.from, at.stored+size, p.next)
+		switch {
+		case err != nil:
+			return nil, false, err
+		case found:
+			at.to, at.digest = end.offset, end.chain
+		default:
+			at.to, at.digest = p.next, p.chain
 		}
-		if end {
+		if len(spans) == 0 && !rooted {
+			if at.digest, err = m.digest(at.from, at.to); err != nil {
+				return nil, false, m.trimmedOr(p.start, err)
+			}
+			size = max(m.spanBytes, (p.stored-at.stored)/maxSpans+1)
+		}
+		spans = append(spans, at)
+		if !found {
+			return spans, rooted, nil
+		}
+		at = span{from: end.offset, seed: end.chain, stored: end.before}
+	}
+}
+
+// markFrom finds the first mark between the offsets, both excluded, before which at least
+// stored bytes had been stored, and whose chain is known.
+func (m *machine) markFrom(above, stored, below int64) (mk mark, found bool, err error) {
+	last, some, err := lastMark(m.store, above+1, below, func(mk mark) bool { return mk.before < stored })
+	if err != nil {
+		return mk, false, err
+	}
+	if some {
+		above = last.offset
+	}
+	for {
+		k, v, ok, err := m.store.Seek(markKey(above+1), markKey(below))
+		if err != nil || !ok {
+			return mk, false, err
+		}
+		if mk, err = parseMark(k, v); err != nil || mk.chained {
+			return mk, err == nil, err
+		}
+		above = mk.offset
+	}
+}
+
+// digest links the chunks between the offsets, beginning with 0.
+func (m *machine) digest(from, to int64) (h uint64, err error) {
+	at := from
+	var bad error
+	err = m.store.Read(from, func(c storage.Chunk) bool {
+		if c.Base != at || c.Base >= to {
+			return false
+		}
+		h, bad = link(h, &c)
+		at = c.Last + 1
+		return bad == nil
+	})
+	if err = errors.Join(err, bad); err == nil && at != to {
+		err = fmt.Errorf("%w: chunks from offset %d end at %d, want %d", storage.ErrCorrupt, from, at, to)
+	}
+	return h, err
+}
+
+// trimmedOr says that a snapshot's chunks were trimmed while it was made, or returns err.
+func (m *machine) trimmedOr(start int64, err error) error {
+	if now := m.look().start; now > start {
+		return fmt.Errorf("offset %d was trimmed meanwhile, the log starts at %d now: ask again", start, now)
+	}
+	return err
+}
+
+func appendManifest(b, state []byte, spans []span, rooted bool) []byte {
+	at := len(b)
+	b = append(append(b, snapshotMagic...), snapshotVersion)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(state)))
+	b = append(b, state...)
+	if rooted {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(spans)))
+	for _, s := range spans {
+		for _, v := range []uint64{uint64(s.from), uint64(s.to), s.seed, s.digest, uint64(s.stored)} {
+			b = binary.BigEndian.AppendUint64(b, v)
+		}
+	}
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
+}
+
+// maxManifest bounds a snapshot's bytes.
+const maxManifest = 9 + maxSnapshotState + 5 + 2*maxSpans*spanSize + 4
+
+func readManifest(r io.Reader) (*manifest, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) < 9+5+4 || len(b) > maxManifest {
+		return nil, fmt.Errorf("%w: a snapshot of %d bytes", storage.ErrCorrupt, len(b))
+	}
+	if string(b[:4]) != snapshotMagic || b[4] != snapshotVersion {
+		return nil, fmt.Errorf("%w: magic %q version %d, this broker knows %d", storage.ErrCorrupt, b[:4], b[4], snapshotVersion)
+	}
+	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if crc32.Checksum(body, castagnoli) != sum {
+		return nil, fmt.Errorf("%w: checksum of the snapshot", storage.ErrCorrupt)
+	}
+	d := &decoder{b: body[5:]}
+	encoded := d.take(int(d.u32()))
+	f := &manifest{rooted: d.u8() == 1}
+	n := int(d.u32())
+	if d.err == nil && n*spanSize != len(d.b) {
+		d.fail("%d spans in %d bytes", n, len(d.b))
+	}
+	for range n {
+		if d.err != nil {
 			break
 		}
-		if first {
-			if c.Base > s.start {
-				return fmt.Errorf("%w: snapshot begins at %d, want %d", storage.ErrCorrupt, c.Base, s.start)
-			}
-			if err := m.store.Reset(c.Base); err != nil {
-				return err
-			}
-			first, next = false, c.Base
-		}
-		if c.Base != next {
-			return fmt.Errorf("%w: chunk at %d, want %d", storage.ErrCorrupt, c.Base, next)
-		}
-		s.logTime = c.LogTime
-		before := s.stored
-		s.stored += int64(len(c.Data))
-		if mk, due := s.mark(c.Base, before, len(c.Meta) > 0); due {
-			marks = append(marks, mk)
-		}
-		chunks = append(chunks, c)
-		bytes += len(c.Data) + len(c.Meta)
-		next = c.Last + 1
-		if bytes >= refillBytes || len(chunks) >= refillChunks {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
+		f.spans = append(f.spans, span{
+			from: int64(d.u64()), to: int64(d.u64()), seed: d.u64(), digest: d.u64(), stored: int64(d.u64()),
+		})
 	}
-	if err := flush(); err != nil {
-		return err
+	if d.err != nil {
+		return nil, fmt.Errorf("%w: snapshot: %w", storage.ErrCorrupt, d.err)
 	}
-	if first {
-		if err := m.store.Reset(s.next); err != nil {
-			return err
+	if f.state, err = decodeState(encoded); err != nil {
+		return nil, err
+	}
+	return f, f.check()
+}
+
+func (f *manifest) check() error {
+	s := f.state
+	if len(f.spans) == 0 {
+		if s.start != s.next {
+			return fmt.Errorf("%w: a snapshot of offsets %d to %d lists no chunks", storage.ErrCorrupt, s.start, s.next)
 		}
-		next = s.next
+		return nil
 	}
-	if next != s.next {
-		return fmt.Errorf("%w: snapshot ends at %d, want %d", storage.ErrCorrupt, next, s.next)
+	if first := f.spans[0].from; first < 0 || first > s.start {
+		return fmt.Errorf("%w: snapshot begins at %d, want %d", storage.ErrCorrupt, first, s.start)
 	}
-	s.logTime = logTime
+	want := f.spans[0].from
+	for i, p := range f.spans {
+		if p.from != want || p.to <= p.from || f.after(i) < p.stored {
+			return fmt.Errorf("%w: span %d of the snapshot is from %d to %d, want one from %d", storage.ErrCorrupt, i, p.from, p.to, want)
+		}
+		want = p.to
+	}
+	if want != s.next {
+		return fmt.Errorf("%w: snapshot ends at %d, want %d", storage.ErrCorrupt, want, s.next)
+	}
 	return nil
 }
 
-// install makes the snapshot's state the partition's.
-func (m *machine) install(s *state) error {
-	m.applying.Lock()
-	defer m.applying.Unlock()
-	m.state, m.reach = s, 0
-	if err := m.rebuildWindow(); err != nil {
-		return err
-	}
-	m.window.Store(s.ids)
-	m.show(nil)
-	m.restoring = false
-	m.damage.Store(nil) // what was missing has come
-	return nil
+// Leases keep what a manifest lists on disk while others fetch it, though it is trimmed.
+// Each has the lowest offset that its holder may still ask for. They are this broker's
+// own affair: the log's start offset moves as ever.
+type leases map[uint64]lease
+
+type lease struct {
+	from  int64
+	until time.Time
 }
 
-func readFrame(br *bufio.Reader) (c storage.Chunk, end bool, err error) {
-	kind, err := br.ReadByte()
-	if err != nil {
-		return c, false, err
+const (
+	// leaseTime is for how long a lease holds that isn't renewed.
+	leaseTime = 2 * time.Minute
+	// anybody holds the lease that begins with a snapshot, when nobody has asked yet.
+	anybody = 0
+	// maxLeases of one partition: more than it has replicas.
+	maxLeases = 64
+)
+
+func (l leases) take(holder uint64, from int64, now time.Time) {
+	l.expire(now)
+	if _, has := l[holder]; has || len(l) < maxLeases {
+		l[holder] = lease{from: from, until: now.Add(leaseTime)}
 	}
-	if kind == 'e' {
-		return c, true, nil
+}
+
+// low is the lowest offset that is held, or start.
+func (l leases) low(start int64, now time.Time) int64 {
+	l.expire(now)
+	for _, one := range l {
+		start = min(start, one.from)
 	}
-	var head [41]byte
-	head[0] = kind
-	if _, err := io.ReadFull(br, head[1:]); err != nil {
-		return c, false, err
+	return start
+}
+
+func (l leases) expire(now time.Time) {
+	for holder, one := range l {
+		if now.After(one.until) {
+			delete(l, holder)
+		}
 	}
-	nm, nd := binary.BigEndian.Uint32(head[33:]), binary.BigEndian.Uint32(head[37:])
-	if kind != 'c' || nm > maxSnapshotFrame || nd > maxSnapshotFrame {
-		return c, false, fmt.Errorf("%w: frame kind %q, meta %d, data %d bytes", storage.ErrCorrupt, kind, nm, nd)
-	}
-	body := make([]byte, int(nm)+int(nd)+4)
-	if _, err := io.ReadFull(br, body); err != nil {
-		return c, false, err
-	}
-	sum := crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, body[:len(body)-4])
-	if sum != binary.BigEndian.Uint32(body[len(body)-4:]) {
-		return c, false, fmt.Errorf("%w: frame checksum", storage.ErrCorrupt)
-	}
-	return storage.Chunk{
-		Base: int64(binary.BigEndian.Uint64(head[1:])), Last: int64(binary.BigEndian.Uint64(head[9:])),
-		Index: binary.BigEndian.Uint64(head[17:]), LogTime: int64(binary.BigEndian.Uint64(head[25:])),
-		Meta: body[:nm], Data: body[nm : nm+nd],
-	}, false, nil
 }

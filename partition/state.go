@@ -22,8 +22,9 @@ type state struct {
 	// stored counts every byte ever appended to the log; index entries carry it, so that
 	// retention by bytes finds its offset without reading records.
 	stored   int64
-	marked   int64 // stored at the newest index entry
-	markedAt int64 // log time of the newest index entry
+	marked   int64  // stored at the newest index entry
+	markedAt int64  // log time of the newest index entry
+	chain    uint64 // digest of every chunk ever appended, see chain.go
 
 	producers *producerTable
 	ids       *idWindow // rebuilt from the log's tail, not encoded
@@ -125,13 +126,13 @@ func (s *state) trim(to int64) {
 	s.start = max(s.start, min(to, s.next))
 }
 
-const stateVersion = 1
+const stateVersion = 2
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
 	b = append(b, stateVersion)
 	for _, v := range []uint64{s.index, s.term, s.counter, s.barrier, uint64(s.logTime), uint64(s.start), uint64(s.next),
-		uint64(s.stored), uint64(s.marked), uint64(s.markedAt)} {
+		uint64(s.stored), uint64(s.marked), uint64(s.markedAt), s.chain} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	return s.producers.encode(b)
@@ -146,6 +147,7 @@ func decodeState(b []byte) (*state, error) {
 	s.index, s.term, s.counter, s.barrier = d.u64(), d.u64(), d.u64(), d.u64()
 	s.logTime, s.start, s.next = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
+	s.chain = d.u64()
 	s.producers = decodeProducers(d)
 	switch {
 	case d.err != nil:

@@ -47,13 +47,24 @@ type answer struct {
 // request may have been carried out); with ErrBusy or ErrTooLarge; or with the
 // context's error. Without a deadline the context gets Config.RequestTimeout.
 func (m *Mesh) Request(ctx context.Context, broker uint64, subject string, req []byte) ([]byte, error) {
+	return m.ask(ctx, broker, subject, req, func(p *peer) *link { return &p.control })
+}
+
+// RequestData is Request on the data link: for answers that are large and can wait, which
+// would hold up what the control link is for.
+func (m *Mesh) RequestData(ctx context.Context, broker uint64, subject string, req []byte) ([]byte, error) {
+	return m.ask(ctx, broker, subject, req, func(p *peer) *link { return &p.data })
+}
+
+func (m *Mesh) ask(ctx context.Context, broker uint64, subject string, req []byte, of func(*peer) *link) ([]byte, error) {
 	p := m.peer(broker)
 	if p == nil {
 		return nil, fmt.Errorf("request %s of broker %d: %w: the newest epoch does not name it", subject, broker, ErrUnreachable)
 	}
-	d := p.control.up.Load()
+	l := of(p)
+	d := l.up.Load()
 	if d == nil {
-		return nil, fmt.Errorf("request %s of broker %d: %w: %w", subject, broker, ErrUnreachable, p.control.problem())
+		return nil, fmt.Errorf("request %s of broker %d: %w: %w", subject, broker, ErrUnreachable, l.problem())
 	}
 	body, err := d.request(ctx, subject, req)
 	var refusal *wire.Error

@@ -192,3 +192,39 @@ func TestAsk(t *testing.T) {
 		t.Fatalf("nobody there: %v", err)
 	}
 }
+
+// TestRequestData: answers come on the data link, large ones too, several at
+// once.
+func TestRequestData(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 2)
+	a, b := c.nodes[0], c.nodes[1]
+	b.HandleMembers("size", func(_ context.Context, from Identity, req []byte) ([]byte, error) {
+		if from.Name != "b1" {
+			t.Errorf("request of %v", from)
+		}
+		return make([]byte, len(req)*1024), nil
+	})
+	b.HandleMembers("refuse", func(context.Context, Identity, []byte) ([]byte, error) {
+		return nil, &wire.Error{Code: 409, Reason: wire.ReasonEpochConflict, Description: "no"}
+	})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 20 {
+				got, err := a.RequestData(t.Context(), 2, "size", make([]byte, 1500))
+				if err != nil || len(got) != 1500*1024 {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	var e *wire.Error
+	if _, err := a.RequestData(t.Context(), 2, "refuse", nil); !errors.As(err, &e) || e.Code != 409 {
+		t.Errorf("refuse: %v", err)
+	}
+	if _, err := a.RequestData(t.Context(), 9, "size", nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("unknown broker: %v", err)
+	}
+}

@@ -15,14 +15,19 @@ import (
 // controlSession answers requests: each in a goroutine of its own, one-way
 // messages one after another.
 type controlSession struct {
-	s      *session
-	from   Identity
-	ctx    context.Context
+	requests
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
 	sends  chan send
 
 	sendBytes atomic.Int64 // in sends
+}
+
+// requests answers those of one link.
+type requests struct {
+	s    *session
+	from Identity
+	ctx  context.Context
+	wg   sync.WaitGroup
 
 	mu       sync.Mutex
 	handling int
@@ -35,7 +40,8 @@ type send struct {
 }
 
 func newControlSession(s *session) *controlSession {
-	c := &controlSession{s: s, from: s.hello.Identity, sends: make(chan send, maxSends)}
+	c := &controlSession{sends: make(chan send, maxSends)}
+	c.s, c.from = s, s.hello.Identity
 	c.ctx, c.cancel = context.WithCancel(s.m.ctx)
 	c.wg.Add(1)
 	go func() {
@@ -59,10 +65,7 @@ func (c *controlSession) frame(kind byte, body []byte) error {
 		id := f.number()
 		c.s.send(appendNumbers(nil, framePong, nil, id, 0))
 	case frameRequest:
-		id, timeout, subject := f.number(), f.number(), f.bytes()
-		if !f.bad {
-			c.request(id, time.Duration(min(timeout, uint64(time.Hour/time.Millisecond)))*time.Millisecond, subject, f.b)
-		}
+		c.take(&f)
 	case frameSend:
 		subject := f.bytes()
 		if !f.bad {
@@ -75,7 +78,15 @@ func (c *controlSession) frame(kind byte, body []byte) error {
 	return nil
 }
 
-func (c *controlSession) request(id uint64, timeout time.Duration, subject, body []byte) {
+// take begins to answer a request.
+func (c *requests) take(f *fields) {
+	id, timeout, subject := f.number(), f.number(), f.bytes()
+	if !f.bad {
+		c.request(id, time.Duration(min(timeout, uint64(time.Hour/time.Millisecond)))*time.Millisecond, subject, f.b)
+	}
+}
+
+func (c *requests) request(id uint64, timeout time.Duration, subject, body []byte) {
 	h, refusal := c.find(subject)
 	if refusal == nil && !c.begin(len(body)) {
 		refusal = &wire.Error{Code: 429, Reason: wire.ReasonBusy, Retriable: true,
@@ -97,7 +108,7 @@ func (c *controlSession) request(id uint64, timeout time.Duration, subject, body
 	}()
 }
 
-func (c *controlSession) answer(ctx context.Context, id uint64, h Handler, req []byte) {
+func (c *requests) answer(ctx context.Context, id uint64, h Handler, req []byte) {
 	body, err := h(ctx, c.from, req)
 	if err == nil && len(body) > MaxPayload {
 		err = fmt.Errorf("the answer has %d bytes, at most %d are allowed: %w", len(body), MaxPayload, ErrTooLarge)
@@ -117,7 +128,7 @@ func (c *controlSession) answer(ctx context.Context, id uint64, h Handler, req [
 	c.s.send(appendNumbers(make([]byte, 0, frameHead+maxVarint+len(body)), frameResponse, body, id))
 }
 
-func (c *controlSession) refuse(id uint64, e *wire.Error) {
+func (c *requests) refuse(id uint64, e *wire.Error) {
 	body, err := json.Marshal(e)
 	if err != nil {
 		panic("wire.Error cannot be encoded: " + err.Error()) // strings, numbers and booleans only
@@ -125,7 +136,7 @@ func (c *controlSession) refuse(id uint64, e *wire.Error) {
 	c.s.send(appendNumbers(nil, frameFailure, body, id))
 }
 
-func (c *controlSession) find(subject []byte) (Handler, *wire.Error) {
+func (c *requests) find(subject []byte) (Handler, *wire.Error) {
 	v, ok := c.s.m.handlers.Load(string(subject))
 	if !ok {
 		return nil, &wire.Error{Code: 404, Reason: wire.ReasonBadRequest,
@@ -140,7 +151,7 @@ func (c *controlSession) find(subject []byte) (Handler, *wire.Error) {
 }
 
 // begin counts a request, unless there are too many.
-func (c *controlSession) begin(bytes int) bool {
+func (c *requests) begin(bytes int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.handling >= c.s.m.c.MaxRequests || c.handling > 0 && c.bytes+bytes > maxRequestBytes {
@@ -151,7 +162,7 @@ func (c *controlSession) begin(bytes int) bool {
 	return true
 }
 
-func (c *controlSession) end(bytes int) {
+func (c *requests) end(bytes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.handling--

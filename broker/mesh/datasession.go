@@ -14,22 +14,20 @@ import (
 // messages and replies, and never waits; forwarded messages are handed to a
 // goroutine that may; credit is given by another, for what has been dealt with.
 type dataSession struct {
-	s         *session
+	requests
 	peer      *peer
 	publisher *interest.Publisher
 	message   interest.Message
 	groups    [][]byte
 	interests map[interest.Interest]*interest.Subscription
 
-	ctx    context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
 
 	consumed  atomic.Uint64 // bytes of payloads dealt with
 	forwarded inbox
 
 	credit chan struct{} // 1; wakes the creditor
-	mu     sync.Mutex
+	holdMu sync.Mutex
 	hold   <-chan struct{} // a local subscriber is far behind: credit waits for it, for a while
 }
 
@@ -38,11 +36,12 @@ const creditEvery = 64 << 10
 
 func newDataSession(s *session, p *peer) *dataSession {
 	d := &dataSession{
-		s: s, peer: p,
+		peer:      p,
 		publisher: s.m.c.Router.Publisher(),
 		interests: make(map[interest.Interest]*interest.Subscription),
 		credit:    make(chan struct{}, 1),
 	}
+	d.s, d.from = s, s.hello.Identity
 	d.forwarded.wake = make(chan struct{}, 1)
 	d.ctx, d.cancel = context.WithCancel(s.m.ctx)
 	d.wg.Add(2)
@@ -103,6 +102,10 @@ func (d *dataSession) frame(kind byte, body []byte) error {
 			return fmt.Errorf("more than %d bytes forwarded without credit", d.s.m.c.Window)
 		}
 		return nil // consumed once it is handled
+	case frameRequest:
+		if d.take(&f); f.bad {
+			return errBadFrame
+		}
 	case framePing:
 		id := f.number()
 		if f.bad {
@@ -144,9 +147,9 @@ func (d *dataSession) interest(subject, queue string, members int) {
 // behind: the credit of this link does.
 func (d *dataSession) flush() {
 	if congested := d.publisher.Flush(); congested != nil {
-		d.mu.Lock()
+		d.holdMu.Lock()
 		d.hold = congested
-		d.mu.Unlock()
+		d.holdMu.Unlock()
 	}
 	d.wakeCreditor()
 }
@@ -169,10 +172,10 @@ func (d *dataSession) giveCredit() {
 		case <-d.ctx.Done():
 			return
 		}
-		d.mu.Lock()
+		d.holdMu.Lock()
 		hold := d.hold
 		d.hold = nil
-		d.mu.Unlock()
+		d.holdMu.Unlock()
 		if hold != nil {
 			limit.Reset(creditHold)
 			select {

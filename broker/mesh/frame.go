@@ -13,7 +13,7 @@ import (
 // Unknown kinds are skipped: newer brokers may send them.
 const (
 	// On a control link, towards the listener.
-	frameRequest byte = 1 // id, milliseconds to answer in, subject, body
+	frameRequest byte = 1 // id, milliseconds to answer in, subject, body; on data links too
 	frameSend    byte = 2 // subject, body
 	framePing    byte = 3 // id; on data links too
 

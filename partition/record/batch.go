@@ -84,6 +84,9 @@ func (b Batch) LastOffsetDelta() int32 { return b.int32(atLastOffsetDelta) }
 // Count is the number of records.
 func (b Batch) Count() int { return int(b.int32(atCount)) }
 
+// CRC is the checksum that the batch carries, which VerifyCRC compares to its content.
+func (b Batch) CRC() uint32 { return binary.BigEndian.Uint32(b[atCRC:]) }
+
 // LeaderEpoch is what the leader stamped, -1 before.
 func (b Batch) LeaderEpoch() int32 { return b.int32(atLeaderEpoch) }
 
