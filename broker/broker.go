@@ -389,7 +389,7 @@ func (b *Broker) openParts() (err error) {
 	b.host, err = c.OpenHost(HostConfig{
 		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
 		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks,
-		Memory: c.MemoryLimit, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
+		Memory: c.MemoryLimit, CutBytes: c.CutBytes, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
 	})
 	if err != nil {
 		return fmt.Errorf("open raft: %w", err)
@@ -423,7 +423,17 @@ func (b *Broker) openParts() (err error) {
 	} else {
 		b.space, err = storage.NewSpace(b.dir.path, floor, 0)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	b.space.Tell(func(full bool) {
+		e, text := logger.Info(), "there is room on the disk again: publishes are taken"
+		if full {
+			e, text = logger.Error(), "free disk space is below the floor: publishes are refused until there is room again"
+		}
+		e.Int64("free", b.space.Free()).Int64("floor", floor).Str("dir", b.dir.path).Msg(text)
+	})
+	return nil
 }
 
 // locate notes where each replica's broker is, for Raft.

@@ -120,6 +120,9 @@ type Config struct {
 	// campaigns after one to two times their product. See docs/adr/0081.
 	RaftTick      time.Duration
 	ElectionTicks int
+	// CutBytes is how much a replica applies until its Raft log is cut; default 256 MiB. A
+	// replica that was away for longer fetches what it lacks from the others' stores.
+	CutBytes int64
 	// ReturnAfter is for how long a partition's preferred leader must have been
 	// in sync before it gets the leadership back; default 5 s.
 	ReturnAfter time.Duration
@@ -158,6 +161,7 @@ type HostConfig struct {
 	TLS      *tls.Config                                                 // mutual, for both sides; nil: none
 	Tick     time.Duration
 	Election int   // ticks
+	CutBytes int64 // 0: the default
 	Memory   int64 // Config.MemoryLimit
 	Logger   zerolog.Logger
 	OnFatal  func(error)

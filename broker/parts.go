@@ -20,6 +20,7 @@ func openRaft(c HostConfig) (replication.Host, error) {
 	rc := raft.Config{
 		Dir: c.Dir, Listen: c.Listen, Listener: c.Listener, Dial: c.Dial, Secret: c.Secret, TLS: c.TLS,
 		Tick: c.Tick, ElectionTicks: uint64(max(c.Election, 0)), Resolve: c.Resolve, Deployment: deployment(c.Cluster),
+		SnapshotBytes: c.CutBytes, RetainBytes: c.CutBytes / 16,
 		Logger: c.Logger, OnFatal: c.OnFatal,
 	}
 	if c.Memory > 0 {

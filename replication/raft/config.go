@@ -12,6 +12,7 @@
 //   - replica.go    the Log of one replica
 //   - machine.go    the state machine as dragonboat wants it
 //   - compaction.go when the Raft log is cut
+//   - restoring.go  what a replica takes in while it is restored
 //   - transport.go  links between hosts
 //   - guard.go      who may open one: secret, TLS
 //   - strangers.go  log lines about those who may not, few

@@ -42,6 +42,7 @@ type Host struct {
 
 	campaigns *campaigns
 	cuts      *cuts
+	restoring restoring
 	stop      chan struct{}
 	owned     sync.WaitGroup
 
@@ -103,6 +104,7 @@ func NewHost(c Config) (*Host, error) {
 		h.logger.Info().Str("dir", c.Dir).Msg("raft directory was made by an earlier version and keeps its Pebble log: a broker that is replaced gets the journal, which writes half as much")
 	}
 	h.transport = newTransport(listener, &c, h.warn)
+	h.transport.spare = h.spare
 	enlist(h)
 	if h.nh, err = newNodeHost(h, &c); err != nil {
 		delist(h)
@@ -238,6 +240,7 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	r := p.Replica
 	limits := h.cuts.limits(r.Shard)
 	p.machine = newMachine(sm, opened, limits, h.fatal, h.warn, func(size int64) { h.cuts.grown(p, size) })
+	p.machine.host = h
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
 	cut := uint64(0)
 	if known {
@@ -460,6 +463,8 @@ func (h *Host) Figures() map[string]float64 {
 		"proposals_unknown": float64(h.unknown.Load()),
 		"uncut_bytes":       float64(h.cuts.total.Load()),
 		"links_refused":     float64(h.transport.refused.Load()),
+		"restoring":         float64(h.restoring.replicas.Load()),
+		"spared_messages":   float64(h.restoring.dropped.Load()),
 		"cuts":              float64(h.cuts.done.Load()),
 		"cuts_failed":       float64(h.cuts.failed.Load()),
 		"cut_seconds":       time.Duration(h.cuts.spent.Load()).Seconds(),

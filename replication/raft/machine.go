@@ -32,6 +32,9 @@ type machine struct {
 	bytes atomic.Int64
 	count atomic.Int64
 	seed  atomic.Int64 // bytes that may have been applied before the start
+
+	host    *Host // nil in tests of its own
+	backlog backlog
 }
 
 type cutLimits struct {
@@ -129,6 +132,10 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 
 // RecoverFromSnapshot implements statemachine.IOnDiskStateMachine.
 func (m *machine) RecoverFromSnapshot(r io.Reader, stop <-chan struct{}) error {
+	if m.host != nil {
+		m.host.beginRestore(m)
+		defer m.host.endRestore(m)
+	}
 	var index [8]byte
 	_, err := io.ReadFull(r, index[:])
 	if err == nil {

@@ -57,6 +57,7 @@ type transport struct {
 	refused    atomic.Uint64
 
 	messages raftio.MessageHandler
+	spare    func(*raftpb.MessageBatch) // takes out what is too much for now; nil: nothing
 	chunks   raftio.ChunkHandler
 
 	mu     sync.Mutex
@@ -228,6 +229,9 @@ func (t *transport) read(conn net.Conn, kind byte) (err error) {
 			var batch raftpb.MessageBatch
 			if err := decode(&batch, buf); err != nil {
 				return fmt.Errorf("decode message batch: %w", err)
+			}
+			if t.spare != nil {
+				t.spare(&batch)
 			}
 			t.messages(batch)
 		case linkChunks:
