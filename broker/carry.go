@@ -443,6 +443,13 @@ func (k *carrier) expire(ctx context.Context, c *config.Config) {
 	}
 }
 
+// carriedOut is the newest epoch that was carried out here.
+func (k *carrier) carriedOut() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.carried
+}
+
 // wait returns when the epoch was carried out here, or ctx ends.
 func (k *carrier) wait(ctx context.Context, n uint64) bool {
 	for {

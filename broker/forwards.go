@@ -46,6 +46,16 @@ func (f *forwards) send(to uint64, topic string, number int32, m *interest.Messa
 	return nil
 }
 
+// waiting counts what was handed to a broker and is not answered.
+func (f *forwards) waiting(broker uint64) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, u := range f.under[broker] {
+		n += u.count
+	}
+	return n
+}
+
 func (f *forwards) add(to uint64, m *interest.Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -25,6 +25,8 @@ type leaders struct {
 	kick  chan struct{}
 	dirty atomic.Bool // something about this broker itself has changed
 
+	won, changes atomic.Uint64 // for the metrics: leaderships of this broker, and of anybody
+
 	mu      sync.Mutex
 	cells   map[uint64]*lead // by shard
 	fresh   map[uint64]bool  // shards that this broker has begun to lead and not told of
@@ -99,7 +101,11 @@ func (l *leaders) set(shard, term, broker uint64) {
 	}
 	// Raft may have lost sight here of a leader that still is one: that one tells.
 	c.now.Store(&leading{term: term, broker: broker, since: time.Now()})
+	if broker != 0 && broker != was.broker {
+		l.changes.Add(1)
+	}
 	if broker == self {
+		l.won.Add(1)
 		l.fresh[shard] = true
 		l.poke()
 	} else {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -174,13 +175,19 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			counter(descRetried, float64(st.Retried), t.name, n)
 		}
 	}
-	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints, "catchup": b.catchUps} {
+	b.together(r, gauge, counter)
+	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints, "catchup": b.catchUps, "paxos": b.epochs} {
 		f, ok := part.(figured)
 		if !ok {
 			continue
 		}
 		for name, v := range f.Figures() {
-			gauge(prometheus.NewDesc("parley_"+prefix+"_"+name, "Reported by the broker's "+prefix+".", nil, nil), v)
+			d := prometheus.NewDesc("parley_"+prefix+"_"+name, "Reported by the broker's "+prefix+".", nil, nil)
+			if strings.HasSuffix(name, "_total") {
+				counter(d, v)
+			} else {
+				gauge(d, v)
+			}
 		}
 	}
 }

@@ -413,9 +413,9 @@ func (c *Checkpointer) fail(err error) {
 // Figures reports the checkpointer's metrics by name, in base units.
 func (c *Checkpointer) Figures() map[string]float64 {
 	return map[string]float64{
-		"checkpoint_rounds_total":           float64(c.stats.rounds.Load()),
-		"checkpoint_frames_total":           float64(c.stats.frames.Load()),
-		"checkpoint_capture_failures_total": float64(c.stats.failures.Load()),
-		"checkpoint_seconds_total":          float64(c.stats.nanos.Load()) / 1e9,
+		"rounds_total":           float64(c.stats.rounds.Load()),
+		"frames_total":           float64(c.stats.frames.Load()),
+		"capture_failures_total": float64(c.stats.failures.Load()),
+		"seconds_total":          float64(c.stats.nanos.Load()) / 1e9,
 	}
 }

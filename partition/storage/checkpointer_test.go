@@ -371,7 +371,7 @@ func TestCaptureErrorsLeaveTheOthers(t *testing.T) {
 			t.Errorf("log %d: checkpoint at %d, want %d", i, cp.Mark.Next, want)
 		}
 	}
-	if n := c.Figures()["checkpoint_capture_failures_total"]; n != 1 {
+	if n := c.Figures()["capture_failures_total"]; n != 1 {
 		t.Errorf("%v captures failed, want 1", n)
 	}
 	// Nothing new: nothing is written, nobody is told.

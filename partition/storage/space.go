@@ -26,6 +26,7 @@ type Space struct {
 	free  atomic.Uint64
 	total atomic.Uint64
 	full  atomic.Bool
+	tell  atomic.Pointer[func(full bool)]
 }
 
 // NewSpace looks once and fails if it can't. Run keeps looking.
@@ -73,12 +74,25 @@ func (s *Space) Look() error {
 	}
 	s.free.Store(free)
 	s.total.Store(total)
-	if s.full.Load() {
-		s.full.Store(free < s.floor+s.floor/4)
-	} else {
-		s.full.Store(free < s.floor)
+	was := s.full.Load()
+	full := free < s.floor
+	if was {
+		full = free < s.floor+s.floor/4
+	}
+	s.full.Store(full)
+	if tell := s.tell.Load(); tell != nil && full != was {
+		(*tell)(full)
 	}
 	return nil
+}
+
+// Tell has f called whenever the floor is crossed, in either direction, and at once if space is
+// below it already.
+func (s *Space) Tell(f func(full bool)) {
+	s.tell.Store(&f)
+	if s.full.Load() {
+		f(true)
+	}
 }
 
 // Full tells whether publishes must be refused.

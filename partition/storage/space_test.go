@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,6 +20,8 @@ func TestSpaceIsFullBelowTheFloorUntilThereIsRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var told []bool
+	s.Tell(func(full bool) { told = append(told, full) })
 	for _, step := range []struct {
 		free uint64
 		full bool
@@ -33,6 +36,9 @@ func TestSpaceIsFullBelowTheFloorUntilThereIsRoom(t *testing.T) {
 		if s.Free() != int64(step.free) || s.Total() != 2000 {
 			t.Errorf("%d of %d bytes are said to be free", s.Free(), s.Total())
 		}
+	}
+	if want := []bool{true, false, true, false}; !slices.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
 	}
 }
 
@@ -53,6 +59,10 @@ func TestSpaceThatCannotBeAskedFor(t *testing.T) {
 	fail = true
 	if err := s.Look(); !errors.Is(err, broken) || !strings.Contains(err.Error(), "/data") {
 		t.Errorf("look: %v", err)
+	}
+	now := false
+	if s.Tell(func(full bool) { now = full }); !now {
+		t.Error("who asks to be told is not told that space is below the floor already")
 	}
 	if !s.Full() || s.Free() != 10 {
 		t.Error("a look that failed changed what was known")

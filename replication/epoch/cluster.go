@@ -113,6 +113,7 @@ type Cluster struct {
 	proposals  chan *proposal
 	asking     chan struct{} // one for each message on its way by Ask
 	seating    atomic.Bool   // a seat of the council is being changed
+	stats      stats
 
 	ctx      context.Context // ends with the store
 	cancel   context.CancelFunc

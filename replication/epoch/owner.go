@@ -31,7 +31,8 @@ type owner struct {
 	persist []paxos.Record
 	own     []paxos.Message // of the machine to itself
 	fx      paxos.Effects
-	lost    []*attempt // planned on a base that is not the newest any more
+	round   paxos.Ballot // that was begun last
+	lost    []*attempt   // planned on a base that is not the newest any more
 
 	tickets  uint64
 	attempts map[uint64]*attempt
@@ -184,6 +185,8 @@ func (w *owner) receive(r received) {
 		}
 	case paxos.Fetch, paxos.Prepare, paxos.Accept, paxos.Read:
 		w.hear(max(m.Epoch, 1) - 1)
+	case paxos.Nack:
+		w.stats.nacks.Add(1)
 	}
 }
 
@@ -191,6 +194,10 @@ func (w *owner) receive(r received) {
 func (w *owner) take(fx paxos.Effects) {
 	w.persist = append(w.persist, fx.Persist...)
 	for _, m := range fx.Send {
+		if m.Kind == paxos.Prepare && m.Ballot != w.round {
+			w.round = m.Ballot
+			w.stats.rounds.Add(1)
+		}
 		if m.To.ID == w.self.ID && (m.To == w.self || m.To.Incarnation == "") {
 			w.own = append(w.own, m)
 		} else {
@@ -322,6 +329,12 @@ func (w *owner) outcome(o paxos.Outcome) {
 	a := w.attempts[o.Ticket]
 	if a == nil {
 		return
+	}
+	switch o.Result {
+	case paxos.Chosen:
+		w.stats.chosen.Add(1)
+	case paxos.Lost:
+		w.stats.lost.Add(1)
 	}
 	if o.Result != paxos.Chosen {
 		delete(w.attempts, o.Ticket)
