@@ -94,12 +94,13 @@ the same byte for byte. Exit 1 if anything is wrong.`,
 func (a *app) failoverCommand() *cobra.Command {
 	f := chaosFlags{brokers: 3, partitions: 8, producers: 4}
 	f.rounds = 100
+	how := []string{"kill"}
 	cmd := &cobra.Command{
-		Use: "failover", Short: "Kills a leader's broker many times and measures the time without acks", Args: cobra.NoArgs,
-		Long: `Round after round the broker that leads a partition is killed with SIGKILL under load and
-started again once the others have taken over. The time without acks is counted in
-every partition that the broker led. In the end everything is checked as by proof chaos.`,
-		Example: "  go run ./cmd/parley proof failover --rounds 100",
+		Use: "failover", Short: "Takes a leader's broker away many times and measures the time without acks", Args: cobra.NoArgs,
+		Long: `Round after round the broker that leads a partition is killed with SIGKILL under load, or paused, or
+cut off from the others, and comes back once the others have taken over. The time without acks is
+counted in every partition that the broker led. In the end everything is checked as by proof chaos.`,
+		Example: "  go run ./cmd/parley proof failover --rounds 100\n  go run ./cmd/parley proof failover --rounds 60 --how kill,pause,cut",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(cmd); err != nil {
 				return err
@@ -107,10 +108,13 @@ every partition that the broker led. In the end everything is checked as by proo
 			if f.rounds < 1 {
 				return usagef("--rounds %d: want 1 or more", f.rounds)
 			}
-			kind := faults[faultIndex("failover")]
+			kinds, err := chooseFailovers(how)
+			if err != nil {
+				return err
+			}
 			return a.proveCluster(cmd.Context(), &f, func(ctx context.Context, p *chaosProof) error {
 				for n := 1; n <= f.rounds; n++ {
-					if err := p.fault(ctx, n, kind); err != nil {
+					if err := p.fault(ctx, n, kinds[n%len(kinds)]); err != nil {
 						return err
 					}
 				}
@@ -120,7 +124,8 @@ every partition that the broker led. In the end everything is checked as by proo
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.IntVar(&f.rounds, "rounds", f.rounds, "so `many` kills")
+	flags.IntVar(&f.rounds, "rounds", f.rounds, "so `many` times")
+	flags.StringSliceVar(&how, "how", how, "`ways` to take it away, in turn: "+strings.Join(failoverWords, ", "))
 	f.register(cmd)
 	return cmd
 }
@@ -357,7 +362,7 @@ func (p *chaosProof) print(r *chaosResult) error {
 	if p.a.json() {
 		return p.a.printJSON(r)
 	}
-	t := newTable("FAULT", "TIMES", "NO ACKS p50", "p90", "p99", "MAX", "n", "A PRODUCER, MAX", "HEALTHY AFTER, MAX")
+	t := newTable("FAULT", "TIMES", "NO ACKS p50", "p90", "p99", "MAX", "n", "A PRODUCER, MAX", "HEALTHY AFTER, MAX", "TARGET")
 	var names []string
 	for name := range r.ByFault {
 		names = append(names, name)
@@ -367,7 +372,7 @@ func (p *chaosProof) print(r *chaosResult) error {
 	for _, name := range names {
 		f := r.ByFault[name]
 		t.row(str(name), num(f.Count), ms(f.gaps.percentile(0.5)), ms(f.gaps.percentile(0.9)), ms(f.gaps.percentile(0.99)), ms(f.gaps.max),
-			num(f.gaps.total), ms(f.lane), ms(f.settled))
+			num(f.gaps.total), ms(f.lane), ms(f.settled), rightText(f.target))
 	}
 	if err := p.a.printTable(t); err != nil {
 		return err

@@ -12,8 +12,9 @@ import (
 
 // A fault is made, held, and undone; then the cluster must settle.
 type faultKind struct {
-	name string
-	make func(ctx context.Context, p *chaosProof) (victims []*clusterProcess, err error)
+	name   string
+	target string // only for proof failover: how long a partition may be without acks
+	make   func(ctx context.Context, p *chaosProof) (victims []*clusterProcess, err error)
 }
 
 // faultResult sums the faults of one kind up.
@@ -26,6 +27,7 @@ type faultResult struct {
 	Lane    float64 `json:"lane_max_ms"`
 	Settled float64 `json:"healthy_after_max_ms"`
 
+	target  string
 	gaps    histogram     // times without acks of the partitions that the fault concerned
 	lane    time.Duration // longest time without acks of one producer in one partition
 	settled time.Duration // longest time until all was healthy
@@ -42,49 +44,49 @@ func (r *faultResult) MarshalJSON() ([]byte, error) {
 
 // Limits of faults.
 const (
-	settleLimit = 90 * time.Second
-	takenOver   = 15 * time.Second // a killed leader's partitions have another one by then
-	stillAcked  = time.Second      // acks that were under way when the majority went
+	settleLimit   = 90 * time.Second
+	takeOverLimit = 15 * time.Second // a lost leader's partitions have another one by then
+	stillAcked    = time.Second      // acks that were under way when the majority went
 )
 
 var faults []faultKind
 
 func init() {
 	faults = []faultKind{
-		{"kill", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "kill", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			m.kill()
 			p.hold(ctx, 0, 4*time.Second)
 			return []*clusterProcess{m}, m.launch()
 		}},
-		{"kill-leader", killLeader},
-		{"pause", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "kill-leader", make: killLeader},
+		{name: "pause", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			m.signal(syscall.SIGSTOP)
 			p.hold(ctx, time.Second, 8*time.Second)
 			m.signal(syscall.SIGCONT)
 			return []*clusterProcess{m}, nil
 		}},
-		{"cut", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "cut", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.each(m.index, true, false, 0)
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
-		{"reset", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "reset", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.each(m.index, false, true, 0)
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
-		{"cut-pair", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "cut-pair", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			a, b := p.two()
 			p.cluster.network.set(a.index, b.index, true, false, 0)
 			p.cluster.network.set(b.index, a.index, true, false, 0)
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{a, b}, nil
 		}},
-		{"one-way", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "one-way", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			a, b := p.two()
 			p.cluster.network.set(a.index, b.index, true, false, 0)
 			p.hold(ctx, time.Second, 8*time.Second)
@@ -92,26 +94,26 @@ func init() {
 		}},
 		// Hears nothing: what a leader sends reaches the others, and it never learns that they have
 		// it. Whoever leads next has it in its log, and the clients send it again.
-		{"deaf", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "deaf", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.inward(m.index, true)
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
 		// Says nothing: what clients publish to it while it still leads reaches nobody else.
-		{"mute", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "mute", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.outward(m.index, true)
 			p.hold(ctx, time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
-		{"delay", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "delay", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			p.cluster.network.each(m.index, false, false, p.between(20*time.Millisecond, 200*time.Millisecond))
 			p.hold(ctx, 2*time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
-		{"restart", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "restart", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			if err := m.stop(); err != nil {
 				p.audit.anomaly(&p.audit.failures, "%v", err)
@@ -119,8 +121,8 @@ func init() {
 			p.hold(ctx, 0, 2*time.Second)
 			return []*clusterProcess{m}, m.launch()
 		}},
-		{"kill-two", killMajority},
-		{"all-down", func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+		{name: "kill-two", make: killMajority},
+		{name: "all-down", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			for _, m := range p.cluster.members {
 				m.kill()
 			}
@@ -132,11 +134,30 @@ func init() {
 			}
 			return p.cluster.members, nil
 		}},
-		// Only for proof failover: the broker is started again once the others have
-		// taken over, so that its return has no part in the figure.
-		{"failover", killLeader},
+	}
+	// Of proof failover: the broker comes back once the others have taken over, so that its return has no
+	// part in the figure.
+	failovers = []faultKind{
+		{name: "leader killed", target: "p99 < 2 s", make: killLeader},
+		{name: "leader paused", target: "< 5 s", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pickLeader(ctx)
+			m.signal(syscall.SIGSTOP)
+			defer m.signal(syscall.SIGCONT)
+			return []*clusterProcess{m}, p.takenOver(ctx, m, "paused")
+		}},
+		{name: "leader cut off", target: "< 5 s", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pickLeader(ctx)
+			p.cluster.network.each(m.index, true, false, 0) // fault heals it
+			return []*clusterProcess{m}, p.takenOver(ctx, m, "cut off")
+		}},
 	}
 }
+
+// failovers, in the order of their flags' words.
+var (
+	failovers     []faultKind
+	failoverWords = []string{"kill", "pause", "cut"}
+)
 
 func faultIndex(name string) int {
 	return slices.IndexFunc(faults, func(k faultKind) bool { return k.name == name })
@@ -145,11 +166,24 @@ func faultIndex(name string) int {
 func faultNames() []string {
 	var names []string
 	for _, k := range faults {
-		if k.name != "failover" {
-			names = append(names, k.name)
-		}
+		names = append(names, k.name)
 	}
 	return names
+}
+
+func chooseFailovers(words []string) ([]faultKind, error) {
+	var kinds []faultKind
+	for _, word := range words {
+		i := slices.Index(failoverWords, word)
+		if i < 0 {
+			return nil, usagef("--how %q: want some of: %s", word, strings.Join(failoverWords, ", "))
+		}
+		kinds = append(kinds, failovers[i])
+	}
+	if len(kinds) == 0 {
+		return nil, usagef("--how: want some of: %s", strings.Join(failoverWords, ", "))
+	}
+	return kinds, nil
 }
 
 func chooseFaults(names []string) ([]faultKind, error) {
@@ -170,30 +204,44 @@ func chooseFaults(names []string) ([]faultKind, error) {
 // killLeader kills a broker that leads a partition and waits until acks come from all
 // partitions again before it is started.
 func killLeader(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+	m := p.pickLeader(ctx)
+	m.kill()
+	if err := p.takenOver(ctx, m, "killed"); err != nil {
+		return nil, err
+	}
+	return []*clusterProcess{m}, m.launch()
+}
+
+// pickLeader picks a broker that leads something.
+func (p *chaosProof) pickLeader(ctx context.Context) *clusterProcess {
 	m := p.pick()
 	for _, name := range leaders(ctx, p.c, chaosTopic) {
 		if m = p.cluster.members[slices.IndexFunc(p.cluster.members, func(m *clusterProcess) bool { return m.name == name })]; p.rng.IntN(2) == 0 {
 			break
 		}
 	}
-	m.kill()
+	return m
+}
+
+// takenOver waits until acks come from all partitions again, and notes it when they don't.
+func (p *chaosProof) takenOver(ctx context.Context, m *clusterProcess, how string) error {
 	at := time.Now()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for time.Since(at) < takenOver {
+	for time.Since(at) < takeOverLimit {
 		if p.audit.partsSince(at) == int(p.f.partitions) {
-			break
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
 	if n := p.audit.partsSince(at); n < int(p.f.partitions) {
-		p.audit.anomaly(&p.audit.failures, "%s after %s was killed, %d of %d partitions have acks", takenOver, m.name, n, p.f.partitions)
+		p.audit.anomaly(&p.audit.failures, "%s after %s was %s, %d of %d partitions have acks", takeOverLimit, m.name, how, n, p.f.partitions)
 	}
-	return []*clusterProcess{m}, m.launch()
+	return nil
 }
 
 // killMajority leaves too few for any ack.
@@ -268,13 +316,13 @@ func (p *chaosProof) fault(ctx context.Context, n int, kind faultKind) error {
 	held := time.Since(begin)
 	undone := time.Now()
 	// Now and then the next fault comes before all replicas have caught up.
-	whole := kind.name == "failover" || p.rng.IntN(3) > 0
+	whole := kind.target != "" || p.rng.IntN(3) > 0
 	if err := p.settle(ctx, undone, whole); err != nil {
 		return fmt.Errorf("fault %d, %s of %s: %w", n, kind.name, strings.Join(names, ", "), err)
 	}
 	r := p.results[kind.name]
 	if r == nil {
-		r = &faultResult{}
+		r = &faultResult{target: kind.target}
 		p.results[kind.name] = r
 	}
 	r.Count++
@@ -301,7 +349,11 @@ func (p *chaosProof) fault(ctx context.Context, n int, kind faultKind) error {
 			return err
 		}
 	}
-	p.hold(ctx, 100*time.Millisecond, 1500*time.Millisecond)
+	pause := 1500 * time.Millisecond
+	if kind.target != "" {
+		pause = 500 * time.Millisecond
+	}
+	p.hold(ctx, 100*time.Millisecond, pause)
 	return ctx.Err()
 }
 
