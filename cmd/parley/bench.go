@@ -42,6 +42,7 @@ const (
 	benchClients  = 1024
 	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
+	warmFrom      = 10_000 // fewer records are measured from the first one on
 	warmTime      = time.Second
 )
 
@@ -229,6 +230,7 @@ type meter struct {
 	claimed atomic.Int64
 	stop    chan struct{} // closed when sending is to end
 	stopped sync.Once
+	opened  sync.Once
 
 	mu         sync.Mutex
 	begin, end time.Time     // guarded by mu
@@ -246,7 +248,10 @@ func (m *meter) tally() tally { return tally{m.done.Load(), m.bytes.Load()} }
 func newMeter(f *benchFlags) *meter {
 	m := &meter{stop: make(chan struct{}), timed: make(chan struct{})}
 	if f.records > 0 {
-		m.warm = min(f.records/warmRecords, warmMost)
+		// Few records are all under way before the first of a warm-up is done.
+		if f.records >= warmFrom {
+			m.warm = min(f.records/warmRecords, warmMost)
+		}
 		m.total = m.warm + f.records
 	}
 	return m
@@ -254,9 +259,6 @@ func newMeter(f *benchFlags) *meter {
 
 // start begins to measure; ctx ends the measurement early.
 func (m *meter) start(ctx context.Context, f *benchFlags) {
-	if m.total > 0 && m.warm == 0 {
-		m.open()
-	}
 	go m.clock(ctx, f) // ends with timed, for which result waits
 }
 
@@ -301,6 +303,13 @@ func (m *meter) open() {
 	m.measure.Store(true)
 }
 
+// cold begins the measurement of few records: as the first one is about to be sent, or asked for.
+func (m *meter) cold() {
+	if m.total > 0 && m.warm == 0 {
+		m.opened.Do(m.open)
+	}
+}
+
 func (m *meter) halt() { m.stopped.Do(func() { close(m.stop) }) }
 
 // claim asks whether one more record is to be sent.
@@ -310,6 +319,7 @@ func (m *meter) claim() bool {
 		return false
 	default:
 	}
+	m.cold()
 	return m.total == 0 || m.claimed.Add(1) <= m.total
 }
 

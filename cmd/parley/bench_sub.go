@@ -102,6 +102,7 @@ func readOnce(ctx context.Context, m *meter, c *client.Client, topic string, par
 		return 0, err
 	}
 	defer func() { _ = r.Close(context.Background()) }() // never fails
+	m.cold()
 	for n < limit {
 		batch, err := r.NextBatch(ctx)
 		if errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
