@@ -176,6 +176,9 @@ func (r *restore) run(ctx context.Context) error {
 			}
 		}
 		s := r.f.state
+		if err := r.dropMarks(s.next); err != nil {
+			return err
+		}
 		err = r.m.store.Settle(storage.Mark{Start: s.start, Next: s.next})
 		var hole *storage.HoleError
 		if !errors.As(err, &hole) || r.deep {
@@ -530,20 +533,39 @@ func (r *restore) staleMarks(chunks []storage.Chunk, marks []storage.IndexEntry)
 	for _, mk := range marks {
 		keep[string(mk.Key)] = true
 	}
-	at, end := chunks[0].Base, markKey(chunks[len(chunks)-1].Last+1)
-	for {
+	gone, err = r.marksWithin(chunks[0].Base, markKey(chunks[len(chunks)-1].Last+1), 0)
+	return slices.DeleteFunc(gone, func(e storage.IndexEntry) bool { return keep[string(e.Key)] }), err
+}
+
+// marksWithin lists marks, at most limit unless that is 0, as index entries that delete them.
+func (r *restore) marksWithin(at int64, end []byte, limit int) (all []storage.IndexEntry, err error) {
+	for limit == 0 || len(all) < limit {
 		k, _, ok, err := r.m.store.Seek(markKey(at), end)
 		if err != nil || !ok {
-			return gone, err
+			return all, err
 		}
 		if len(k) != 9 {
 			return nil, fmt.Errorf("%w: an index key of %d bytes", storage.ErrCorrupt, len(k))
 		}
-		if !keep[string(k)] {
-			gone = append(gone, storage.IndexEntry{Key: k})
-		}
+		all = append(all, storage.IndexEntry{Key: k})
 		d := decoder{b: k[1:]}
 		at = int64(d.u64()) + 1
+	}
+	return all, nil
+}
+
+// dropMarks deletes the marks from an offset on: another history's, which what is applied later
+// would not write over.
+func (r *restore) dropMarks(from int64) error {
+	const atOnce = 1024
+	for {
+		gone, err := r.marksWithin(from, []byte{'o' + 1}, atOnce)
+		if err != nil || len(gone) == 0 {
+			return err
+		}
+		if err := r.m.store.Mend(nil, gone); err != nil {
+			return err
+		}
 	}
 }
 
