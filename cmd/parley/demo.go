@@ -232,7 +232,7 @@ func (d *demo) run(ctx context.Context, records int64) (result demoResult, err e
 	}
 	victim := d.brokers[0]
 	for _, b := range d.brokers {
-		if count(before, b.label) > count(before, victim.label) {
+		if count(before, b.name) > count(before, victim.name) {
 			victim = b
 		}
 	}
@@ -258,15 +258,15 @@ func (d *demo) run(ctx context.Context, records int64) (result demoResult, err e
 	pid, killed := victim.cmd.Process.Pid, time.Now()
 	watched.reset()
 	victim.kill()
-	result.Killed, result.KilledAt = victim.label, k.acked.Load()
-	d.say("✖", red, fmt.Sprintf("kill -9 %d: broker %s, which led %d partitions, with %s records acked", pid, victim.label,
-		count(before, victim.label), grouped(fmt.Sprint(result.KilledAt))))
+	result.Killed, result.KilledAt = victim.name, k.acked.Load()
+	d.say("✖", red, fmt.Sprintf("kill -9 %d: broker %s, which led %d partitions, with %s records acked", pid, victim.name,
+		count(before, victim.name), grouped(fmt.Sprint(result.KilledAt))))
 
 	var after []string
 	err = d.await(ctx, func() bool {
 		now, err := d.leaders(ctx, c)
 		after = now
-		return err == nil && count(now, victim.label) == 0 && count(now, "") == 0
+		return err == nil && count(now, victim.name) == 0 && count(now, "") == 0
 	})
 	if err != nil {
 		return result, err
@@ -280,7 +280,7 @@ func (d *demo) run(ctx context.Context, records int64) (result demoResult, err e
 	if result.Reapplied, err = victim.metric(ctx, metricReapplied, ""); err != nil {
 		return result, err
 	}
-	d.say("✔", green, fmt.Sprintf("broker %s is back", victim.label))
+	d.say("✔", green, fmt.Sprintf("broker %s is back", victim.name))
 
 	o := <-done
 	if o.err != nil {
@@ -294,7 +294,7 @@ func (d *demo) run(ctx context.Context, records int64) (result demoResult, err e
 		return result, fmt.Errorf("%d of %d records were acked", o.v.Acked, records)
 	}
 	for i, name := range before {
-		if name == victim.label {
+		if name == victim.name {
 			result.FailoverSeconds = max(result.FailoverSeconds, time.Duration(watched.gap[i].Load()).Seconds())
 		}
 	}
@@ -319,7 +319,7 @@ func (d *demo) run(ctx context.Context, records int64) (result demoResult, err e
 		return result, err
 	}
 	for _, b := range d.brokers {
-		result.Brokers = append(result.Brokers, demoBroker{b.label, count(before, b.label), count(after, b.label), count(end, b.label)})
+		result.Brokers = append(result.Brokers, demoBroker{b.name, count(before, b.name), count(after, b.name), count(end, b.name)})
 	}
 	status, err := c.Status(ctx)
 	result.Epoch = status.Epoch
@@ -358,7 +358,7 @@ func (d *demo) await(ctx context.Context, holds func() bool) error {
 			}
 			select {
 			case <-b.ended:
-				return fmt.Errorf("broker %s ended by itself: %s", b.label, b.log.lastLine())
+				return fmt.Errorf("broker %s ended by itself: %s", b.name, b.lastLog())
 			default:
 			}
 		}

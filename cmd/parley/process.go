@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -14,18 +15,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
-
-	"github.com/rs/zerolog"
-	"github.com/spf13/cobra"
-
-	"github.com/parleymq/parley/broker"
 )
 
 // A broker as a child process, which can be killed like any other: nothing that
 // the process holds in memory survives, no file is closed, no buffer written.
 
-// brokerProcess is a broker that demo and proof start and kill.
+// brokerProcess is a broker that demo and the proofs start and kill.
 type brokerProcess struct {
 	command []string // what runs it, without the settings
 	dir     string
@@ -34,22 +32,28 @@ type brokerProcess struct {
 	raft    string
 	peer    string
 
-	label   string   // its name; b1 when empty
-	cluster []string // settings of a broker that is not alone
+	name     string
+	settings []string // beside those that every one gets
+	logPath  string   // a file for what it writes; "": the end of it is kept, in memory
 
-	cmd   *exec.Cmd
-	alive io.Closer // the child's stdin: it ends when this closes, so no orphan stays
+	cmd   *exec.Cmd // nil while it doesn't run
+	pid   atomic.Int64
+	alive io.Closer // the child's stdin: the tool's own broker ends when this closes, so no orphan stays
 	log   lockedBuffer
 	ended chan struct{} // closed when the child has been waited for
 }
 
-// startLimit bounds the start of a child, recovery of its log included.
-const startLimit = 60 * time.Second
+const (
+	// startLimit bounds the start of a child, recovery of its log included.
+	startLimit = 60 * time.Second
+	// stopLimit is how long a broker may take for a graceful stop.
+	stopLimit = 35 * time.Second
+	startLook = 5 * time.Millisecond
+)
 
-// newBrokerProcess takes ports from the kernel: they stay the same over
-// restarts, as those of a real broker do.
+// newBrokerProcess takes free ports. They stay the same over restarts, as those of a real broker do.
 func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
-	p := &brokerProcess{command: command, dir: dir}
+	p := &brokerProcess{command: command, dir: dir, name: "b1"}
 	var held []net.Listener
 	defer func() {
 		for _, l := range held {
@@ -57,7 +61,7 @@ func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
 		}
 	}()
 	for _, address := range []*string{&p.client, &p.http, &p.raft, &p.peer} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listenLow()
 		if err != nil {
 			return nil, fmt.Errorf("find a free port: %w", err)
 		}
@@ -67,69 +71,186 @@ func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
 	return p, nil
 }
 
+// Ports below those that kernels give to whoever dials: a broker that is down for a while would find its own
+// taken otherwise.
+const (
+	lowPort  = 10_000
+	highPort = 32_000
+	lowTries = 100
+)
+
+func listenLow() (l net.Listener, err error) {
+	for range lowTries {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowPort+rand.IntN(highPort-lowPort))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
+}
+
 // newBrokerProcesses makes brokers b1, b2, … that form a cluster, in folders of dir.
 // start them all at once: none is ready before the others are there.
 func newBrokerProcesses(command []string, dir string, n int) ([]*brokerProcess, error) {
 	all := make([]*brokerProcess, n)
 	list := make([]string, n)
 	for i := range all {
-		label := fmt.Sprintf("b%d", i+1)
-		p, err := newBrokerProcess(command, filepath.Join(dir, label))
+		name := fmt.Sprintf("b%d", i+1)
+		p, err := newBrokerProcess(command, filepath.Join(dir, name))
 		if err != nil {
 			return nil, err
 		}
-		p.label = label
-		all[i], list[i] = p, label+"="+p.peer
+		p.name = name
+		all[i], list[i] = p, name+"="+p.peer
 	}
 	for _, p := range all {
-		p.cluster = []string{"--peer-listen", p.peer, "--initial-cluster", strings.Join(list, ",")}
+		p.settings = []string{"--peer-listen", p.peer, "--initial-cluster", strings.Join(list, ",")}
 	}
 	return all, nil
 }
 
 func (p *brokerProcess) url() string { return "nats://" + p.client }
 
-// start starts the child and waits until it is ready.
-func (p *brokerProcess) start(ctx context.Context) error {
-	label := p.label
-	if label == "" {
-		label = "b1"
-	}
+// launch starts the child without waiting until it is ready.
+func (p *brokerProcess) launch() error {
 	args := append(p.command[1:len(p.command):len(p.command)],
-		"--data-dir", p.dir, "--listen", p.client, "--http", p.http, "--raft-listen", p.raft, "--name", label, "--log-level", "warn")
-	args = append(args, p.cluster...)
-	cmd := exec.Command(p.command[0], args...)
+		"--data-dir", p.dir, "--listen", p.client, "--http", p.http, "--raft-listen", p.raft, "--name", p.name, "--log-level", "warn")
+	cmd := exec.Command(p.command[0], append(args, p.settings...)...)
 	cmd.Stderr = &p.log
+	if p.logPath != "" {
+		log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+		if err != nil {
+			return fmt.Errorf("open the log of broker %s: %w", p.name, err)
+		}
+		defer log.Close() // the child has its own descriptor
+		cmd.Stderr = log
+	}
+	tie(cmd)
 	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	if err != nil {
-		return fmt.Errorf("start broker: %w", err)
+		return fmt.Errorf("start broker %s: %w", p.name, err)
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start broker: %w", err)
-	}
-	p.cmd, p.alive = cmd, stdin
 	ended := make(chan struct{})
-	p.ended = ended
+	p.cmd, p.alive, p.ended = cmd, stdin, ended
+	p.pid.Store(int64(cmd.Process.Pid))
 	go func() { // ends with the child, which kill ends
-		_ = cmd.Wait() // how it ended shows in what it wrote
+		_ = cmd.Wait() // how it ended shows in its state, and in what it wrote
+		p.pid.Store(0)
 		close(ended)
 	}()
+	return nil
+}
+
+// start starts the child and waits until it is ready.
+func (p *brokerProcess) start(ctx context.Context) error {
+	if err := p.launch(); err != nil {
+		return err
+	}
+	if err := p.awaitReady(ctx); err != nil {
+		p.kill()
+		return err
+	}
+	return nil
+}
+
+func (p *brokerProcess) ready(ctx context.Context) bool { return p.get(ctx, "/readyz", nil) == nil }
+
+func (p *brokerProcess) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(startLook)
 	defer tick.Stop()
-	for {
-		if p.get(ctx, "/readyz", nil) == nil {
-			return nil
-		}
+	for !p.ready(ctx) {
 		select {
 		case <-tick.C:
 		case <-p.ended:
-			return fmt.Errorf("broker ended as it started: %s", p.log.lastLine())
+			return fmt.Errorf("broker %s ended as it started: %s", p.name, p.lastLog())
 		case <-ctx.Done():
-			p.kill()
-			return fmt.Errorf("broker was not ready within %s: %s", startLimit, p.log.lastLine())
+			return fmt.Errorf("broker %s was not ready within %s: %s; its log ends with %s", p.name, startLimit, p.why(context.WithoutCancel(ctx)), p.lastLog())
 		}
+	}
+	return nil
+}
+
+// down says whether the process has ended, by itself or not.
+func (p *brokerProcess) down() bool {
+	if p.cmd == nil {
+		return true
+	}
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// why is what a broker says of why it isn't ready.
+func (p *brokerProcess) why(ctx context.Context) string {
+	if p.down() {
+		return "it is down"
+	}
+	var out bytes.Buffer
+	if _, err := p.ask(ctx, "/readyz", &out); err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// lastLog is the end of its log.
+func (p *brokerProcess) lastLog() string {
+	if p.logPath == "" {
+		return p.log.lastLine()
+	}
+	f, err := os.Open(p.logPath)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if _, err := f.Seek(-4<<10, io.SeekEnd); err != nil {
+		_, _ = f.Seek(0, io.SeekStart) // it is shorter
+	}
+	end, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error()
+	}
+	return lastOf(string(end))
+}
+
+// stop is SIGTERM: it must end with status 0 in time.
+func (p *brokerProcess) stop() error {
+	if p.cmd == nil {
+		return nil
+	}
+	begin := time.Now()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
+	limit := time.NewTimer(stopLimit)
+	defer limit.Stop()
+	select {
+	case <-p.ended:
+	case <-limit.C:
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines go to its log
+		select {
+		case <-p.ended:
+		case <-time.After(2 * time.Second):
+		}
+		p.kill()
+		return fmt.Errorf("%s did not stop within %s of SIGTERM", p.name, stopLimit)
+	}
+	state := p.cmd.ProcessState
+	_ = p.alive.Close()
+	p.cmd = nil
+	if !state.Success() {
+		return fmt.Errorf("%s ended after SIGTERM and %.1f s with %s: %s", p.name, time.Since(begin).Seconds(), state, p.lastLog())
+	}
+	return nil
+}
+
+func (p *brokerProcess) signal(s syscall.Signal) {
+	if p.cmd != nil {
+		_ = p.cmd.Process.Signal(s) // it may have ended by itself
 	}
 }
 
@@ -148,25 +269,31 @@ var errNotReady = errors.New("not ready")
 
 // get asks the child's HTTP port; the body goes to out.
 func (p *brokerProcess) get(ctx context.Context, path string, out io.Writer) error {
+	if out == nil {
+		out = io.Discard
+	}
+	status, err := p.ask(ctx, path, out)
+	if err == nil && status != http.StatusOK {
+		err = errNotReady
+	}
+	return err
+}
+
+// ask is get for answers of any status.
+func (p *brokerProcess) ask(ctx context.Context, path string, out io.Writer) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.http+path, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errNotReady
-	}
-	if out == nil {
-		out = io.Discard
-	}
 	_, err = io.Copy(out, resp.Body)
-	return err
+	return resp.StatusCode, err
 }
 
 // metric sums a counter or gauge over its labels; topic "" for all topics.
@@ -227,60 +354,4 @@ func (b *lockedBuffer) lastLine() string {
 		return "it wrote nothing"
 	}
 	return lines[len(lines)-1]
-}
-
-// ownBroker is the command that runs this program as a broker. The demo needs
-// no other binary, and works under go run.
-func ownBroker() ([]string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find own binary: %w", err)
-	}
-	return []string{self, "broker-process"}, nil
-}
-
-// brokerProcessCommand is the child's side.
-func (a *app) brokerProcessCommand() *cobra.Command {
-	var c broker.Config
-	level := "warn"
-	cmd := &cobra.Command{
-		Use: "broker-process", Hidden: true, Short: "Runs a broker until stdin ends", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			parsed, err := zerolog.ParseLevel(level)
-			if err != nil {
-				return usagef("--log-level %q: %v", level, err)
-			}
-			c.Logger = zerolog.New(zerolog.ConsoleWriter{Out: a.stderr, NoColor: true}).Level(parsed).With().Timestamp().Logger()
-			// A demo fits on any disk that it starts on.
-			c.FreeSpaceFloor = -1
-			b, err := broker.Start(cmd.Context(), c)
-			if err != nil {
-				return err
-			}
-			orphaned := make(chan struct{})
-			go func() { // ends with the process
-				_, _ = io.Copy(io.Discard, a.stdin)
-				close(orphaned)
-			}()
-			select {
-			case <-orphaned:
-			case <-cmd.Context().Done():
-			case <-b.Done():
-				return b.Wait()
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), startLimit)
-			defer cancel()
-			return b.Close(ctx)
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVar(&c.DataDir, "data-dir", "", "")
-	flags.StringVar(&c.Listen, "listen", "", "")
-	flags.StringVar(&c.HTTP, "http", "", "")
-	flags.StringVar(&c.RaftListen, "raft-listen", "", "")
-	flags.StringVar(&c.PeerListen, "peer-listen", "", "")
-	flags.StringVar(&c.InitialCluster, "initial-cluster", "", "")
-	flags.StringVar(&c.Name, "name", "", "")
-	flags.StringVar(&level, "log-level", level, "")
-	return cmd
 }

@@ -57,7 +57,7 @@ was never run. Exit 1 if anything is wrong.`,
 	flags.Uint64Var(&f.seed, "seed", 0, "`seed` of the file and the moments (default: a random one, printed)")
 	flags.StringVar(&f.parleyd, "parleyd", "", "the parleyd `binary` (default: built from this source tree)")
 	flags.BoolVar(&f.keep, "keep", false, "keep the working directory")
-	parent.AddCommand(cmd, a.chaosCommand(), a.failoverCommand(), a.epochsCommand())
+	parent.AddCommand(cmd, a.chaosCommand(), a.failoverCommand(), a.epochsCommand(), a.partitionsCommand())
 	return parent
 }
 
@@ -261,7 +261,7 @@ func (p *killProof) awaitRecords(ctx context.Context, topic string, n int64) (in
 		select {
 		case <-tick.C:
 		case <-p.broker.ended:
-			return 0, fmt.Errorf("parleyd ended by itself: %s", p.broker.log.lastLine())
+			return 0, fmt.Errorf("parleyd ended by itself: %s", p.broker.lastLog())
 		case <-ctx.Done():
 			return 0, fmt.Errorf("wait for %d records in %s: %w", n, topic, ctx.Err())
 		}
