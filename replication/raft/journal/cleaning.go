@@ -16,17 +16,21 @@ func (j *Journal) clean() {
 			return
 		case <-j.wake:
 		}
-		for !j.stopping() && j.worthIt() {
-			if err := j.cleanOldest(); err != nil {
-				j.fail(err)
-				return
-			}
-		}
-		if err := j.stock(); err != nil {
+		if err := j.tidy(); err != nil {
 			j.fail(err)
 			return
 		}
 	}
+}
+
+// tidy cleans as long as it is worth it, and sees that there is a spare.
+func (j *Journal) tidy() error {
+	for !j.stopping() && j.worthIt() {
+		if err := j.cleanOldest(); err != nil {
+			return err
+		}
+	}
+	return j.stock()
 }
 
 func (j *Journal) stopping() bool {

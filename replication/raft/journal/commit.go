@@ -152,12 +152,14 @@ func (j *Journal) write(taken []*request) error {
 	if frames == 0 {
 		return nil
 	}
+	j.mu.Lock()
 	s := j.active()
+	j.mu.Unlock()
 	if int64(s.end)+int64(size) > j.options.SegmentBytes && s.end > segmentHeader {
-		if err := j.rotate(); err != nil {
+		var err error
+		if s, err = j.rotate(s); err != nil {
 			return err
 		}
-		s = j.active()
 	}
 	if int64(s.end)+int64(size) > maxSegment {
 		return fmt.Errorf("write raft journal: a batch of %d bytes: up to %d are allowed", size, maxSegment)

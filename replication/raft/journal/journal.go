@@ -80,6 +80,8 @@ type Options struct {
 	SegmentBytes int64
 	// OnError is told once of the error after which nothing can be saved any more.
 	OnError func(error)
+
+	byHand bool // no goroutine cleans: a test calls tidy
 }
 
 // A Journal holds the logs of many replicas. Its methods may be called concurrently, except that

@@ -37,9 +37,11 @@ func Open(dir string, o Options) (*Journal, error) {
 		}
 		return nil, err
 	}
-	j.cleaner.Add(1)
-	go j.clean()
-	j.nudge()
+	if !o.byHand {
+		j.cleaner.Add(1)
+		go j.clean()
+		j.nudge()
+	}
 	return j, nil
 }
 

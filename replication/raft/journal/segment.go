@@ -47,6 +47,7 @@ func segmentNumber(base string) (uint64, bool) {
 	return n, err == nil && n > 0
 }
 
+// active is the segment that is written to. It is called with mu held.
 func (j *Journal) active() *segment { return j.segments[len(j.segments)-1] }
 
 // live is told by the index what segments gain and lose.
@@ -68,18 +69,17 @@ func (j *Journal) segment(number uint32) *segment {
 }
 
 // rotate begins a new segment. All of the old one is on disk: each batch was synced.
-func (j *Journal) rotate() error {
-	old := j.active()
+func (j *Journal) rotate(old *segment) (*segment, error) {
 	s, err := j.follow(old.number+1, uint64(old.end))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	j.mu.Lock()
 	old.whole = int64(old.end) >= j.options.SegmentBytes*3/4
 	j.segments = append(j.segments, s)
 	j.mu.Unlock()
 	j.nudge()
-	return nil
+	return s, nil
 }
 
 // follow makes the segment with a number. Its header is on disk before its name is, and its name before

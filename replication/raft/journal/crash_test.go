@@ -1,0 +1,192 @@
+package journal
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+)
+
+// go test ./replication/raft/journal -run TestPowerCuts -journal.seeds 200
+var (
+	crashSeeds = flag.Int("journal.seeds", 4, "scripts of TestPowerCuts")
+	crashSeed  = flag.Uint64("journal.seed", 1, "the first seed")
+)
+
+const crashSteps = 60
+
+func testOptions(d *disk) Options {
+	return Options{FS: d, SegmentBytes: 4 << 10, byHand: true}
+}
+
+// perform opens the journal and asks for steps until one fails. It returns how many were acknowledged.
+func perform(d *disk, steps []step) (int, error) {
+	j, err := Open("/j", testOptions(d))
+	if err != nil {
+		return 0, err
+	}
+	for i, s := range steps {
+		if err := s.do(j); err != nil {
+			_ = j.Close()
+			return i, err
+		}
+	}
+	return len(steps), j.Close()
+}
+
+// meant is what steps mean together.
+func meant(steps []step) oracle {
+	o := make(oracle)
+	for _, s := range steps {
+		s.means(o)
+	}
+	return o
+}
+
+// holds says whether what a disk has is what was acknowledged, or that and the step under way.
+func holds(d *disk, steps []step, acked int) error {
+	j, err := Open("/j", testOptions(d))
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	defer j.Close()
+	err = meant(steps[:acked]).differs(j, true)
+	if err != nil && acked < len(steps) {
+		if errNext := meant(steps[:acked+1]).differs(j, true); errNext != nil {
+			return fmt.Errorf("%w; with the step under way: %w", err, errNext)
+		}
+		err = nil
+	}
+	return err
+}
+
+// The power goes with each operation in turn. What was acknowledged is there when it is back, also when it goes
+// again meanwhile.
+func TestPowerCuts(t *testing.T) {
+	t.Parallel()
+	for seed := *crashSeed; seed < *crashSeed+uint64(*crashSeeds); seed++ {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			if err := powerCuts(seed, func(*disk) {}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func powerCuts(seed uint64, mutate func(*disk)) error {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	steps := script(rng, crashSteps)
+	d := newDisk()
+	if n, err := perform(d, steps); err != nil {
+		return fmt.Errorf("without a power cut: step %d: %w", n, err)
+	}
+	if err := holds(d, steps, len(steps)); err != nil {
+		return fmt.Errorf("without a power cut: %w", err)
+	}
+	for cut := 1; cut <= d.ops+1; cut++ {
+		d := newDisk()
+		d.cutAt = cut
+		mutate(d)
+		acked, err := perform(d, steps)
+		if err != nil && !errors.Is(err, errPower) {
+			return fmt.Errorf("power cut at operation %d: step %d: %w", cut, acked, err)
+		}
+		for again := range 3 {
+			left := d.after(rng)
+			mutate(left)
+			if again == 2 {
+				// It goes again while the journal is opened.
+				left.cutAt = 1 + rng.IntN(8)
+				if j, err := Open("/j", testOptions(left)); err == nil {
+					_ = j.Close()
+				} else if !errors.Is(err, errPower) {
+					return fmt.Errorf("power cut at operation %d, and %d of the next start: %w", cut, left.cutAt, err)
+				}
+				left = left.after(rng)
+				mutate(left)
+			}
+			if err := holds(left, steps, acked); err != nil {
+				return fmt.Errorf("power cut at operation %d (%s), step %d, %d acknowledged: %w\n%s",
+					cut, last(d.trace), acked, acked, err, strings.Join(tail(d.trace, 12), "\n"))
+			}
+		}
+	}
+	return nil
+}
+
+func last(s []string) string { return s[len(s)-1] }
+
+func tail(s []string, n int) []string { return s[max(0, len(s)-n):] }
+
+// The test sees a journal, or a disk, that doesn't sync.
+func TestPowerCutsAreNoticed(t *testing.T) {
+	t.Parallel()
+	for name, mutate := range map[string]func(*disk){
+		"files aren't synced":    func(d *disk) { d.noSync = true },
+		"directory isn't synced": func(d *disk) { d.noNames = true },
+	} {
+		if err := powerCuts(1, mutate); err == nil {
+			t.Errorf("%s, and nothing was lost", name)
+		}
+	}
+}
+
+// An error of the disk ends the journal: nothing is acknowledged after it, whatever the disk says then, and
+// what was before is there.
+func TestDiskErrors(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(7, 1))
+	steps := script(rng, crashSteps)
+	whole := newDisk()
+	if n, err := perform(whole, steps); err != nil {
+		t.Fatalf("step %d: %v", n, err)
+	}
+	opened := 0
+	for at := 1; at <= whole.ops; at++ {
+		d := newDisk()
+		d.failAt = at
+		told := 0
+		o := testOptions(d)
+		o.OnError = func(error) { told++ }
+		j, err := Open("/j", o)
+		if err != nil {
+			continue // as it should: nothing is there yet
+		}
+		opened++
+		acked, failed := 0, false
+		for _, s := range steps {
+			err := s.do(j)
+			saves := s.name != "tidy" && s.name != "trim" && s.name != "commit index"
+			switch {
+			case err == nil && failed && saves:
+				t.Fatalf("operation %d failed, and a step (%s) was acknowledged after it", at, s.name)
+			case err == nil && !failed:
+				acked++
+			case err != nil:
+				if s.name == "tidy" {
+					j.fail(err) // as the cleaner does
+				}
+				// A commit index is remembered at once.
+				if err := meant(steps[:acked]).differs(j, true); !failed && err != nil && !strings.Contains(err.Error(), "commit of") {
+					t.Fatalf("operation %d failed, and %v", at, err)
+				}
+				failed = true
+			}
+		}
+		_ = j.Close()
+		if failed && told != 1 {
+			t.Fatalf("operation %d: told %d times", at, told)
+		}
+		for range 2 {
+			if err := holds(d.after(rng), steps, acked); err != nil {
+				t.Fatalf("operation %d (%s): %v", at, d.trace[at-1], err)
+			}
+		}
+	}
+	if opened < whole.ops-20 {
+		t.Errorf("%d of %d journals were opened", opened, whole.ops)
+	}
+}
