@@ -116,6 +116,10 @@ func (d *dialled) connect(k kind, address string, broker uint64, incarnation str
 		if dialErr := d.sockets.err(); dialErr != nil {
 			return dialErr // nats.go hides it
 		}
+		var late net.Error
+		if errors.As(err, &late) && late.Timeout() {
+			return fmt.Errorf("whoever listens there says nothing: is it the broker's Raft port, or does it hang? %w", err)
+		}
 		return refusalIn(err)
 	}
 	d.nc = nc

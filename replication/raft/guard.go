@@ -59,6 +59,8 @@ const (
 
 	// answerTLS is how TLS begins to say that it doesn't understand.
 	answerTLS = 21
+	// answerNATS is how a peer or client port begins: it speaks first, INFO.
+	answerNATS = 'I'
 )
 
 // ErrRefused: one side of a link between hosts would not have the other.
@@ -84,6 +86,8 @@ func refusal(answer byte) error {
 		why = "the listening broker has as many links as it allows"
 	case answerTLS:
 		why = "the listening broker uses TLS and the dialling one does not"
+	case answerNATS:
+		why = "a peer or client port answers there: give the broker's Raft port"
 	default:
 		why = fmt.Sprintf("reason %d", answer)
 	}
