@@ -47,6 +47,7 @@ type Host struct {
 	owned     sync.WaitGroup
 
 	dropped, unknown atomic.Uint64
+	changes          atomic.Uint64 // leaderships begun here
 }
 
 var _ replication.Host = (*Host)(nil)
@@ -269,7 +270,9 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	h.mu.Lock()
 	p.launched = true
 	h.mu.Unlock()
-	h.campaigns.ask(p)
+	if len(r.Initial) < 2 && !r.Join { // else it is not alone
+		h.campaigns.ask(p)
+	}
 	return nil
 }
 
@@ -298,6 +301,9 @@ func (h *Host) launch(halt <-chan struct{}, p *replica, known bool) error {
 		ways = []way{{initial, false}, {nil, true}, {nil, false}}
 	default:
 		ways = []way{{nil, true}, {nil, false}}
+	}
+	if err := h.prepare(r, ways[0].members, known); err != nil {
+		return err
 	}
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
@@ -459,6 +465,7 @@ func (h *Host) Figures() map[string]float64 {
 	out := map[string]float64{
 		"replicas":          float64(replicas),
 		"leaders":           float64(leaders),
+		"leader_changes":    float64(h.changes.Load()),
 		"proposals_dropped": float64(h.dropped.Load()),
 		"proposals_unknown": float64(h.unknown.Load()),
 		"uncut_bytes":       float64(h.cuts.total.Load()),

@@ -129,6 +129,9 @@ func (p *replica) lead(leader, term uint64) {
 	}
 	p.leadership = now
 	p.mu.Unlock()
+	if now.Self {
+		p.h.changes.Add(1)
+	}
 	if p.OnLeader != nil {
 		p.OnLeader(now)
 	}
