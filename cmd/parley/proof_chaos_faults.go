@@ -113,6 +113,17 @@ func init() {
 			p.hold(ctx, 2*time.Second, 8*time.Second)
 			return []*clusterProcess{m}, nil
 		}},
+		// Stops for moments, again and again, as one whose disk or machine stalls.
+		{name: "stutter", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
+			m := p.pick()
+			for end := time.Now().Add(p.between(2*time.Second, 6*time.Second)); time.Now().Before(end) && ctx.Err() == nil; {
+				m.signal(syscall.SIGSTOP)
+				p.hold(ctx, 50*time.Millisecond, 600*time.Millisecond)
+				m.signal(syscall.SIGCONT)
+				p.hold(ctx, 10*time.Millisecond, 300*time.Millisecond)
+			}
+			return []*clusterProcess{m}, nil
+		}},
 		{name: "restart", make: func(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 			m := p.pick()
 			if err := m.stop(); err != nil {
