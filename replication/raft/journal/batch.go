@@ -16,12 +16,7 @@ type Batch struct {
 	req    request
 
 	// Of the frame that is being filled.
-	start   int
-	key     Key
-	flags   int // where they are in buf, one byte or two
-	entries int // that are still to come in this frame
-	split   struct{ from, next, end uint64 }
-	sized   int // bytes of entries in this frame
+	start int
 }
 
 // NewBatch makes an empty batch.
@@ -153,7 +148,7 @@ func (b *Batch) Save(key Key, u Update) {
 		for ; i < k && b.err == nil; i++ {
 			s := u.Entries.Size(i)
 			b.number(uint64(s))
-			b.grow(s)
+			b.reserve(s)
 			if err := u.Entries.Put(i, b.buf[len(b.buf)-s:]); err != nil {
 				b.err = fmt.Errorf("encode entry %d of replica %d of log %d: %w", u.First+uint64(i), key.Replica, key.Shard, err)
 			}
@@ -292,11 +287,16 @@ func (b *Batch) close(k kind) {
 
 // grow appends n zeros.
 func (b *Batch) grow(n int) {
+	b.reserve(n)
+	clear(b.buf[len(b.buf)-n:])
+}
+
+// reserve appends n bytes that are to be set.
+func (b *Batch) reserve(n int) {
 	if cap(b.buf)-len(b.buf) < n {
 		b.buf = append(make([]byte, 0, max(2*cap(b.buf), len(b.buf)+n+n/4, 4<<10)), b.buf...)
 	}
 	b.buf = b.buf[:len(b.buf)+n]
-	clear(b.buf[len(b.buf)-n:])
 }
 
 func (b *Batch) state(s State) {

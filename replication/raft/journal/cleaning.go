@@ -1,5 +1,7 @@
 package journal
 
+import "errors"
+
 // The cleaner takes away the oldest segment when little in it is alive, or when all of them together hold too
 // much that isn't. What is alive is copied to the end: entries, and what is known of
 // the replicas (states, snapshots, bootstraps, trims). So a replica where nothing happens holds nothing up.
@@ -16,7 +18,10 @@ func (j *Journal) clean() {
 			return
 		case <-j.wake:
 		}
-		if err := j.tidy(); err != nil {
+		switch err := j.tidy(); {
+		case errors.Is(err, ErrClosed):
+			return
+		case err != nil:
 			j.fail(err)
 			return
 		}
@@ -141,7 +146,7 @@ func (j *Journal) move(b *Batch, s *segment, keys []Key) ([]Key, error) {
 				first, next = r.first, r.first
 			}
 			var err error
-			buf, err = s.entries(r, r.first, r.end(), buf, func(index uint64, entry []byte) bool {
+			buf, err = s.entries(keys[0], r, r.first, r.end(), buf, func(index uint64, entry []byte) bool {
 				entries = appendEntry(entries, entry)
 				next = index + 1
 				return true

@@ -29,14 +29,15 @@ type log struct {
 	apart bool
 }
 
-// A run is entries that are in adjoining frames of one segment. The frames may hold more entries
-// than count.
+// A run is entries of a replica that are near one another in a segment. Between its frames there may be others'
+// frames, and its own may hold more entries than count.
 type run struct {
 	first   uint64
 	count   uint32
 	segment uint32
 	at      uint32
-	size    uint32
+	size    uint32 // from the first frame's begin to the last one's end
+	bytes   uint32 // of the frames
 }
 
 func (r *run) end() uint64 { return r.first + uint64(r.count) }
@@ -106,20 +107,21 @@ func (x *index) apply(r *record, at place) {
 		l.trim = r.first - 1
 	}
 	if r.flags&flagMoved != 0 {
-		x.replace(l, run{r.first, uint32(r.count), at.segment, at.at, at.size})
+		x.replace(l, run{r.first, uint32(r.count), at.segment, at.at, at.size, at.size})
 		return
 	}
 	x.truncate(l, r.first)
-	x.append(l, run{r.first, uint32(r.count), at.segment, at.at, at.size})
+	x.append(l, run{r.first, uint32(r.count), at.segment, at.at, at.size, at.size})
 }
 
 func (x *index) append(l *log, r run) {
-	x.live(r.segment, int64(r.size))
+	x.live(r.segment, int64(r.bytes))
 	if n := len(l.runs); n > 0 && !l.apart {
 		p := &l.runs[n-1]
-		if p.segment == r.segment && p.at+p.size == r.at && p.end() == r.first && p.size+r.size <= mergeBytes {
+		if p.segment == r.segment && p.end() == r.first && r.at > p.at && r.at+r.size-p.at <= mergeBytes {
 			p.count += r.count
-			p.size += r.size
+			p.size = r.at + r.size - p.at
+			p.bytes += r.bytes
 			return
 		}
 	}
@@ -132,7 +134,7 @@ func (x *index) truncate(l *log, from uint64) {
 	n := len(l.runs)
 	for n > 0 && l.runs[n-1].first >= from {
 		n--
-		x.live(l.runs[n].segment, -int64(l.runs[n].size))
+		x.live(l.runs[n].segment, -int64(l.runs[n].bytes))
 		// The one before may have been cut short earlier.
 		l.apart = true
 	}
@@ -151,7 +153,7 @@ func (x *index) trim(l *log, to uint64) {
 	l.trim = to
 	n := 0
 	for n < len(l.runs) && l.runs[n].end() <= to+1 {
-		x.live(l.runs[n].segment, -int64(l.runs[n].size))
+		x.live(l.runs[n].segment, -int64(l.runs[n].bytes))
 		n++
 	}
 	if n > 0 {
@@ -167,7 +169,7 @@ func (x *index) trim(l *log, to uint64) {
 
 func (x *index) clear(l *log) {
 	for _, r := range l.runs {
-		x.live(r.segment, -int64(r.size))
+		x.live(r.segment, -int64(r.bytes))
 	}
 	l.runs, l.apart = nil, false
 }
@@ -182,7 +184,7 @@ func (x *index) replace(l *log, c run) {
 		c.count -= uint32(l.trim + 1 - c.first)
 		c.first = l.trim + 1
 	}
-	x.live(c.segment, int64(c.size))
+	x.live(c.segment, int64(c.bytes))
 	out := make([]run, 0, len(l.runs)+2)
 	placed := false
 	for _, r := range l.runs {
@@ -207,7 +209,7 @@ func (x *index) replace(l *log, c run) {
 			out = append(out, tail)
 			pieces++
 		}
-		x.live(r.segment, (pieces-1)*int64(r.size))
+		x.live(r.segment, (pieces-1)*int64(r.bytes))
 	}
 	if !placed {
 		out = append(out, c)

@@ -18,7 +18,7 @@ func (j *Journal) Read(key Key, low, high uint64, f func(index uint64, entry []b
 		}
 		more := true
 		var ferr error
-		buf, err = s.entries(r, low, min(high, r.end()), buf, func(index uint64, entry []byte) bool {
+		buf, err = s.entries(key, r, low, min(high, r.end()), buf, func(index uint64, entry []byte) bool {
 			more, ferr = f(index, entry)
 			low = index + 1
 			return more && ferr == nil
@@ -56,8 +56,8 @@ func (j *Journal) find(key Key, index uint64) (run, *segment, bool, error) {
 	return l.runs[i], s, true, nil
 }
 
-// entries calls f with the entries of a run from low to high, and returns buf, grown.
-func (s *segment) entries(r run, low, high uint64, buf []byte, f func(uint64, []byte) bool) ([]byte, error) {
+// entries calls f with a replica's entries of a run from low to high, and returns buf, grown.
+func (s *segment) entries(key Key, r run, low, high uint64, buf []byte, f func(uint64, []byte) bool) ([]byte, error) {
 	if cap(buf) < int(r.size) {
 		buf = make([]byte, r.size)
 	}
@@ -71,7 +71,7 @@ func (s *segment) entries(r run, low, high uint64, buf []byte, f func(uint64, []
 			return buf, &DamageError{s.name, at, "a frame is cut off"}
 		}
 		h, ok := parseHeader(buf[off:], &s.salt)
-		if !ok || h.kind != kindRecord || frameSize(int(h.length)) > len(buf)-off {
+		if !ok || frameSize(int(h.length)) > len(buf)-off {
 			return buf, &DamageError{s.name, at, "a frame's header is wrong"}
 		}
 		payload := buf[off+frameHeader : off+frameHeader+int(h.length)]
@@ -79,8 +79,11 @@ func (s *segment) entries(r run, low, high uint64, buf []byte, f func(uint64, []
 			return buf, &DamageError{s.name, at, "a frame's CRC is wrong"}
 		}
 		off += frameSize(int(h.length))
+		if h.kind != kindRecord {
+			continue
+		}
 		rec, err := parseRecord(payload)
-		if err == nil && rec.flags&flagEntries != 0 && rec.first+rec.count > low {
+		if err == nil && rec.key == key && rec.flags&flagEntries != 0 && rec.first+rec.count > low {
 			more := true
 			err = rec.each(func(index uint64, entry []byte) bool {
 				if index >= high {
