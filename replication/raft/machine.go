@@ -37,6 +37,10 @@ type machine struct {
 	backlog backlog
 }
 
+// entryOverhead is what an entry takes beside its bytes, in the journal and in its index in memory: the limits of
+// what isn't cut bound both.
+const entryOverhead = 128
+
 type cutLimits struct {
 	bytes int64
 	count int64
@@ -60,7 +64,7 @@ func (m *machine) Update(in []statemachine.Entry) ([]statemachine.Entry, error) 
 	size := 0
 	for i := range in {
 		entries[i] = replication.Entry{Index: in[i].Index, Data: in[i].Cmd}
-		size += len(in[i].Cmd)
+		size += len(in[i].Cmd) + entryOverhead
 	}
 	if err := m.sm.Apply(entries); err != nil {
 		err = fmt.Errorf("apply entries %d to %d: %w", in[0].Index, in[len(in)-1].Index, err)

@@ -118,7 +118,8 @@ func (x *index) append(l *log, r run) {
 	x.live(r.segment, int64(r.bytes))
 	if n := len(l.runs); n > 0 && !l.apart {
 		p := &l.runs[n-1]
-		if p.segment == r.segment && p.end() == r.first && r.at > p.at && r.at+r.size-p.at <= mergeBytes {
+		span := r.at + r.size - p.at
+		if p.segment == r.segment && p.end() == r.first && r.at > p.at && span <= mergeBytes && span <= mergeShare*(p.bytes+r.bytes) {
 			p.count += r.count
 			p.size = r.at + r.size - p.at
 			p.bytes += r.bytes

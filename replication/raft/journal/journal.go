@@ -51,6 +51,8 @@ const (
 	moveBytes = 1 << 20
 	// mergeBytes is how much of the journal one element of the index may span.
 	mergeBytes = 64 << 10
+	// mergeShare is how many times as much may be read as is wanted, when logs are interleaved.
+	mergeShare = 16
 )
 
 // Errors.
