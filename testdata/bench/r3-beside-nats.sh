@@ -114,7 +114,7 @@ for round in $(seq "$rounds"); do
   until parley_lone >/dev/null 2>&1; do sleep 1; done
   measure "Parley R3 SDK, 1 KiB" "$((records + records / 10))" parley_load # its warm-up costs, too
   measure "Parley R3 lone publish" "$lone" parley_lone
-  sed -n 's/.*"p50_ms":\([0-9.]*\).*"p99_ms":\([0-9.]*\).*/  p50 \1 ms, p99 \2 ms/p' "$work/lone.json" | tail -n 1
+  echo "  microseconds: p50 $(field p50_us <"$work/lone.json"), p99 $(field p99_us <"$work/lone.json")"
   stop
   natsds always
   measure "NATS R3 always, 1 KiB" "$((records / 5))" nats_load "$((records / 5))"
