@@ -68,6 +68,9 @@ func (b *Batch) Save(key Key, u Update) {
 	if u.Entries != nil {
 		n = u.Entries.Len()
 	}
+	if u.Install == 0 && n == 0 && u.State == (State{}) {
+		return // it only sends something, as each heartbeat does: what is unsaved waits for entries
+	}
 	b.j.mu.Lock()
 	l := b.j.index.logs[key]
 	last, trim, unsaved := uint64(0), uint64(0), State{}
