@@ -299,6 +299,14 @@ func TestStoreKnowsItsReplicas(t *testing.T) {
 	if n := s.journal.Figures().Batches - after.Batches; n != 0 {
 		t.Errorf("1,000 commit indexes took %d fsyncs", n)
 	}
+	// Nor does a heartbeat, whose update has nothing to save.
+	for i := range many {
+		many[i].State = raftpb.State{}
+	}
+	s.mustSave(t, many...)
+	if n := s.journal.Figures().Batches - after.Batches; n != 0 {
+		t.Errorf("1,000 heartbeats took %d fsyncs", n)
+	}
 }
 
 // A directory that was made with a Pebble log keeps it, a new one has a journal. What was written is there in both.
