@@ -30,8 +30,8 @@ const (
 	DefaultFreeSpaceFloor = 1 << 30
 	DefaultDeleteGrace    = 24 * time.Hour
 	DefaultDrainTime      = 5 * time.Second
-	DefaultRaftTick       = 50 * time.Millisecond
-	DefaultElectionTicks  = 10
+	DefaultRaftTick       = 100 * time.Millisecond
+	DefaultElectionTicks  = 6
 	DefaultReturnAfter    = 5 * time.Second
 
 	maxWeight = 10_000

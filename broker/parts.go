@@ -13,6 +13,9 @@ import (
 
 const defaultEngine = "badger"
 
+// minTwoBeats election ticks are enough for a heartbeat every two: three may be lost.
+const minTwoBeats = 6
+
 // figured is a part that reports figures for the metrics.
 type figured interface{ Figures() map[string]float64 }
 
@@ -22,6 +25,9 @@ func openRaft(c HostConfig) (replication.Host, error) {
 		Tick: c.Tick, ElectionTicks: uint64(max(c.Election, 0)), Resolve: c.Resolve, Deployment: deployment(c.Cluster),
 		SnapshotBytes: c.CutBytes, RetainBytes: c.CutBytes / 16,
 		Logger: c.Logger, OnFatal: c.OnFatal,
+	}
+	if c.Election >= minTwoBeats {
+		rc.HeartbeatTicks = 2 // half the messages of an idle broker (docs/adr/0106)
 	}
 	if c.Memory > 0 {
 		rc.WriteBuffer = int(min(max(c.Memory/16, 8<<20), raft.DefaultWriteBuffer))
