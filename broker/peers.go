@@ -65,6 +65,7 @@ func (b *Broker) startMesh() error {
 	m.OnPeer(b.peers.changed)
 	m.OnForward(b.forwarded)
 	m.OnReply(b.forwards.answered)
+	m.OnLost(b.forwards.lost)
 	m.OnForwardFlush(b.forwardedFlush)
 	m.HandleMembers(subjectLeaders, b.leaders.told)
 	m.HandleMembers(subjectProgress, b.progressed)

@@ -156,6 +156,7 @@ func (s replySink) Deliver(_ *interest.Subscription, m *interest.Message) bool {
 	d := p.data.up.Load()
 	if d == nil {
 		p.dropped.Add(1)
+		p.m.strand(p.id)
 		return false
 	}
 	rest := m.Subject[len(replyPrefix):]
@@ -163,11 +164,13 @@ func (s replySink) Deliver(_ *interest.Subscription, m *interest.Message) bool {
 	size := frameHead + messageSize(m)
 	if size > MaxPayload {
 		p.dropped.Add(1)
+		p.m.strand(p.id)
 		return false
 	}
 	b, v := d.out.reserve(size, classReply)
 	if v != granted {
 		p.dropped.Add(1)
+		p.m.strand(p.id)
 		return false
 	}
 	d.out.commit(appendReply(b, subject, m))

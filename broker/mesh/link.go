@@ -122,6 +122,9 @@ func (l *link) lower(d *dialled, err error) {
 	l.mu.Unlock()
 	l.event().AnErr("reason", err).Msg("peer link down")
 	l.tell(false)
+	if l.kind == kindData {
+		l.m.lost(l.peer.id)
+	}
 }
 
 // strangerGrace is how long a peer may not know this broker before that is worth an error: the epoch that names

@@ -189,4 +189,7 @@ func (s *session) Close() {
 	if s.side != nil {
 		s.side.close()
 	}
+	if s.hello.Kind == kindData {
+		s.m.lost(s.hello.Broker) // answers that were on their way are gone with it
+	}
 }

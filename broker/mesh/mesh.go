@@ -149,6 +149,8 @@ type Mesh struct {
 	onFlush   atomic.Pointer[func(from uint64)]
 	onReply   atomic.Pointer[func(from uint64, subject []byte)]
 	onPeer    atomic.Pointer[func(p Peer, up bool)]
+	onLost    atomic.Pointer[func(peer uint64)]
+	stranded  chan uint64 // peers that were not sent an answer
 
 	mu       sync.Mutex
 	closed   bool
@@ -179,6 +181,7 @@ func New(c Config) (*Mesh, error) {
 		c: c, log: c.Logger, start: time.Now(),
 		router:   interest.NewRouter(),
 		sessions: make(map[*session]struct{}),
+		stranded: make(chan uint64, maxStranded),
 	}
 	m.self.Store(&c.Self)
 	m.peers.Store(&map[uint64]*peer{})
@@ -194,7 +197,11 @@ func New(c Config) (*Mesh, error) {
 		TLSTimeout:     c.DialTimeout,
 		DrainTime:      -1,
 	})
-	m.wg.Add(1)
+	m.wg.Add(2)
+	go func() {
+		defer m.wg.Done()
+		m.endStranded()
+	}()
 	go func() {
 		defer m.wg.Done()
 		if err := m.front.Serve(m.ctx, c.Listener, port{m}); err != nil {
@@ -323,6 +330,47 @@ func (m *Mesh) peerOf(i *Identity) *peer {
 // OnPeer has f called when the control link to a peer comes up or goes down: in
 // order for each peer, from the link's goroutine, which waits for it.
 func (m *Mesh) OnPeer(f func(p Peer, up bool)) { m.onPeer.Store(&f) }
+
+// OnLost has f called when the data link to a peer, or the one from it, has gone down: what was forwarded to it
+// and is not answered may never be. It is called from the link's goroutine, which waits for it.
+func (m *Mesh) OnLost(f func(peer uint64)) { m.onLost.Store(&f) }
+
+func (m *Mesh) lost(peer uint64) {
+	if f := m.onLost.Load(); f != nil {
+		(*f)(peer)
+	}
+}
+
+// maxStranded bounds the peers that wait to be cut off; one that finds no room is met again at the next answer.
+const maxStranded = 64
+
+var errStranded = errors.New("an answer could not be sent to the peer")
+
+// strand is called when a peer could not be sent an answer. The origin would wait for it without end: its link to
+// this broker is cut, so that it learns that nothing more comes. It never blocks.
+func (m *Mesh) strand(peer uint64) {
+	select {
+	case m.stranded <- peer:
+	default:
+	}
+}
+
+func (m *Mesh) endStranded() {
+	for {
+		select {
+		case id := <-m.stranded:
+			m.mu.Lock()
+			for s := range m.sessions {
+				if s.hello.Kind == kindData && s.hello.Broker == id {
+					m.evict(s, errStranded)
+				}
+			}
+			m.mu.Unlock()
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
 
 // sinceStart is the mesh's own monotonic clock.
 func (m *Mesh) sinceStart() int64 { return int64(time.Since(m.start)) }
