@@ -17,6 +17,8 @@ type faultProxy struct {
 	mu      sync.Mutex
 	conns   map[net.Conn]struct{}
 	cut     bool
+	ended   bool // with the test
+	cuts    int
 	stalled chan struct{} // closed when bytes flow again; nil: they do
 	delay   time.Duration
 	dials   int
@@ -33,6 +35,9 @@ func newProxy(t testing.TB, target string) *faultProxy {
 	go p.accept()
 	t.Cleanup(func() {
 		l.Close()
+		p.mu.Lock()
+		p.ended = true
+		p.mu.Unlock()
 		p.Cut()
 		p.Flow()
 		p.wg.Wait()
@@ -51,7 +56,7 @@ func (p *faultProxy) accept() {
 		}
 		p.mu.Lock()
 		p.dials++
-		refused := p.cut
+		refused, cuts := p.cut || p.ended, p.cuts
 		target := p.target
 		p.mu.Unlock()
 		if refused {
@@ -64,6 +69,12 @@ func (p *faultProxy) accept() {
 			continue
 		}
 		p.mu.Lock()
+		if p.ended || p.cuts != cuts { // cut off meanwhile
+			p.mu.Unlock()
+			in.Close()
+			out.Close()
+			continue
+		}
 		p.conns[in], p.conns[out] = struct{}{}, struct{}{}
 		p.mu.Unlock()
 		p.wg.Add(2)
@@ -109,6 +120,7 @@ func (p *faultProxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cut = true
+	p.cuts++
 	for c := range p.conns {
 		c.Close()
 	}
