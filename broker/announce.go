@@ -99,7 +99,7 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 		}
 		self.State = was.State
 		if next.ClusterID == "" {
-			next.ClusterID = b.id.ClusterID
+			next.ClusterID, next.FeatureLevel = b.id.ClusterID, config.Level
 			next.Change = fmt.Sprintf("cluster formed by broker %s", self.Name)
 		} else {
 			if was.Incarnation != self.Incarnation {

@@ -256,7 +256,7 @@ func (c *Cluster) form(ctx context.Context, base *config.Config, peers []config.
 		if next.Epoch != 1 {
 			return ErrUnchanged
 		}
-		next.ClusterID = randomID()
+		next.ClusterID, next.FeatureLevel = randomID(), config.Level
 		for i := range next.Brokers {
 			b := &next.Brokers[i]
 			known := c.o.Self

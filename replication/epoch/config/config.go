@@ -104,26 +104,24 @@ type Topic struct {
 func (t *Topic) Live() bool { return t.DeletedAt == 0 }
 
 // Partition is one replicated log: its Raft shard and who holds it. The first
-// replica is the preferred leader.
+// replica is the preferred leader. move.go says what the other three are for.
 type Partition struct {
 	Shard    uint64
 	Replicas []Replica
+	// Target is the replica set that is wanted, in order; nil while nothing moves.
+	Target []Replica
+	// Abandoned replicas were named by an earlier Target and are not wanted any more.
+	// Raft may have them as members.
+	Abandoned []Replica
+	// Retired replicas are no members any more. Their data is to be deleted; each stays named
+	// until its broker has confirmed that.
+	Retired []Replica
 }
 
 // Replica is one partition's log on one broker.
 type Replica struct {
 	ID     uint64
 	Broker uint64
-}
-
-// On returns the replica that a broker holds.
-func (p *Partition) On(broker uint64) (Replica, bool) {
-	for _, r := range p.Replicas {
-		if r.Broker == broker {
-			return r, true
-		}
-	}
-	return Replica{}, false
 }
 
 // Clone returns a deep copy.
@@ -138,7 +136,9 @@ func (c *Config) Clone() *Config {
 		t.Config = maps.Clone(t.Config)
 		t.Partitions = slices.Clone(t.Partitions)
 		for j := range t.Partitions {
-			t.Partitions[j].Replicas = slices.Clone(t.Partitions[j].Replicas)
+			p := &t.Partitions[j]
+			p.Replicas, p.Target = slices.Clone(p.Replicas), slices.Clone(p.Target)
+			p.Abandoned, p.Retired = slices.Clone(p.Abandoned), slices.Clone(p.Retired)
 		}
 	}
 	return &n
@@ -187,12 +187,13 @@ func (c *Config) BrokerNamed(name string) *Broker {
 	return nil
 }
 
-// Replicas counts the replicas of all topics, deleted ones included.
+// Replicas counts the replicas of all topics, deleted ones and those of moves included.
 func (c *Config) Replicas() int {
 	n := 0
 	for i := range c.Topics {
 		for j := range c.Topics[i].Partitions {
-			n += len(c.Topics[i].Partitions[j].Replicas)
+			p := &c.Topics[i].Partitions[j]
+			n += len(p.Replicas) + len(p.Abandoned) + len(p.Adding())
 		}
 	}
 	return n

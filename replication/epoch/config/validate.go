@@ -138,6 +138,9 @@ func (c *Config) validateTopics() error {
 					return invalid("partition %s/%d has two replicas on broker %d", t.Name, n, r.Broker)
 				}
 			}
+			if err := c.validateMove(fmt.Sprintf("%s/%d", t.Name, n), p, replicas); err != nil {
+				return err
+			}
 		}
 	}
 	return c.validateOverlaps()
@@ -212,8 +215,8 @@ func (c *Config) Follows(prev *Config) error {
 		return invalid("epoch %d is of cluster %q, the one before of %q", c.Epoch, c.ClusterID, prev.ClusterID)
 	case c.NextBroker < prev.NextBroker || c.NextTopic < prev.NextTopic || c.NextShard < prev.NextShard || c.NextReplica < prev.NextReplica:
 		return invalid("a counter of epoch %d falls", c.Epoch)
-	case c.FeatureLevel < prev.FeatureLevel:
-		return invalid("the feature level falls from %d to %d", prev.FeatureLevel, c.FeatureLevel)
+	case c.FeatureLevel < prev.FeatureLevel || c.FeatureLevel > Level:
+		return invalid("the feature level goes from %d to %d: it never falls, and this program knows up to %d", prev.FeatureLevel, c.FeatureLevel, Level)
 	}
 	old := make(map[uint64]*Topic, len(prev.Topics))
 	for i := range prev.Topics {
@@ -238,6 +241,9 @@ func (c *Config) Follows(prev *Config) error {
 		for n := range was.Partitions {
 			if was.Partitions[n].Shard != t.Partitions[n].Shard {
 				return invalid("partition %s/%d can't change its shard", t.Name, n)
+			}
+			if err := t.Partitions[n].follows(&was.Partitions[n], fmt.Sprintf("%s/%d", t.Name, n), prev.NextReplica); err != nil {
+				return err
 			}
 		}
 	}
