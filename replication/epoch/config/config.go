@@ -116,6 +116,9 @@ type Partition struct {
 	// Retired replicas are no members any more. Their data is to be deleted; each stays named
 	// until its broker has confirmed that.
 	Retired []Replica
+	// Moved: the replica set is not the first one any more. Who has nothing of the log yet must
+	// join it: to begin with this set as initial members would make a second group.
+	Moved bool
 }
 
 // Replica is one partition's log on one broker.

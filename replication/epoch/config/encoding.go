@@ -33,6 +33,14 @@ const (
 	maxBody      = 16 << 20 // of an uncompressed body, against bombs
 )
 
+// Flags of a partition, from versionMoves on.
+const (
+	flagBusy  = 1 // target, abandoned and retired replicas follow
+	flagMoved = 2
+)
+
+func (p *Partition) busy() bool { return p.Target != nil || p.Abandoned != nil || p.Retired != nil }
+
 func (c *Config) version() byte {
 	if c.FeatureLevel >= LevelMoves {
 		return versionMoves
@@ -139,11 +147,17 @@ func (t *Topic) write(w *writer, version byte) {
 			continue
 		}
 		// Nearly all partitions do nothing: they say so in one byte.
-		if p.Target == nil && p.Abandoned == nil && p.Retired == nil {
-			w.uint(0)
+		flags := uint64(0)
+		if p.busy() {
+			flags |= flagBusy
+		}
+		if p.Moved {
+			flags |= flagMoved
+		}
+		w.uint(flags)
+		if !p.busy() {
 			continue
 		}
-		w.uint(1)
 		w.replicas(p.Target)
 		w.replicas(p.Abandoned)
 		w.replicas(p.Retired)
@@ -343,10 +357,14 @@ func (r *reader) topic(version byte) Topic {
 	for n := r.count(MaxPartitions, "partitions"); n > 0 && r.err == nil; n-- {
 		p := Partition{Shard: r.uint()}
 		p.Replicas = r.replicas(MaxBrokers)
-		if version >= versionMoves && r.small(1, "flags") == 1 {
-			p.Target, p.Abandoned, p.Retired = r.replicas(MaxBrokers), r.replicas(MaxBrokers), r.replicas(MaxReplicas)
-			if p.Target == nil && p.Abandoned == nil && p.Retired == nil {
-				r.fail("a partition of topic %q that moves says nothing of it", t.Name)
+		if version >= versionMoves {
+			flags := r.small(flagBusy|flagMoved, "flags")
+			p.Moved = flags&flagMoved != 0
+			if flags&flagBusy != 0 {
+				p.Target, p.Abandoned, p.Retired = r.replicas(MaxBrokers), r.replicas(MaxBrokers), r.replicas(MaxReplicas)
+				if !p.busy() {
+					r.fail("a partition of topic %q that moves says nothing of it", t.Name)
+				}
 			}
 		}
 		t.Partitions = append(t.Partitions, p)

@@ -1,9 +1,6 @@
 package config
 
-import (
-	"fmt"
-	"slices"
-)
+import "slices"
 
 // Holds counts the replicas of live topics that a broker has, or is to have or to give up.
 func (c *Config) Holds(broker uint64) int {
@@ -64,7 +61,7 @@ func (c *Config) RemoveBroker(id uint64) {
 				p.Target = slices.Clone(p.Replicas)
 			}
 			if len(p.Replicas) == 0 {
-				p.Replicas, lost = []Replica{}, lost+1
+				p.Replicas, lost = nil, lost+1
 			}
 		}
 		if lost > 0 {
@@ -92,6 +89,3 @@ func (c *Config) LastActive(id uint64) bool {
 	}
 	return true
 }
-
-// PartitionName is how people name a partition.
-func PartitionName(topic string, n int) string { return fmt.Sprintf("%s/%d", topic, n) }

@@ -183,7 +183,7 @@ func (c *Config) FinishMove(topic uint64, n int, target []Replica) error {
 		return ErrUnchanged
 	}
 	p.Retired = slices.Concat(p.Retired, p.Removing(), p.Abandoned)
-	p.Replicas, p.Target, p.Abandoned = p.Target, nil, nil
+	p.Replicas, p.Target, p.Abandoned, p.Moved = p.Target, nil, nil, true
 	return nil
 }
 
@@ -216,7 +216,7 @@ func (c *Config) ForgetRetiredOn(broker uint64) {
 // validateMove checks what a partition says beside its replica set. taken has the ids of all
 // replicas so far.
 func (c *Config) validateMove(name string, p *Partition, taken map[uint64]bool) error {
-	if p.Target == nil && p.Abandoned == nil && p.Retired == nil {
+	if !p.busy() && !p.Moved {
 		return nil
 	}
 	if c.FeatureLevel < LevelMoves {
@@ -262,6 +262,9 @@ func (p *Partition) follows(was *Partition, name string, nextReplica uint64) err
 		if !slices.Contains(was.Replicas, r) && !slices.Contains(was.Target, r) {
 			return invalid("replica %d of partition %s was not a target's", r.ID, name)
 		}
+	}
+	if !p.Moved && (was.Moved || len(without(was.Replicas, p.Replicas)) > 0 || len(p.Replicas) != len(was.Replicas)) {
+		return invalid("partition %s has other replicas than its first ones, and says it hasn't", name)
 	}
 	for _, r := range slices.Concat(p.Adding(), p.Abandoned) {
 		if _, ok := was.Find(r.ID); !ok && r.ID < nextReplica {

@@ -71,7 +71,7 @@ func TestMoveAndReplacedTarget(t *testing.T) {
 		t.Errorf("the target that was replaced is reported as carried out: %v", err)
 	}
 	c = step(t, c, func(n *Config) error { return n.FinishMove(1, 0, part(n).Target) })
-	want(t, c, Partition{Replicas: []Replica{{7, 4}, {1, 1}}, Retired: []Replica{{2, 2}, {6, 3}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{7, 4}, {1, 1}}, Retired: []Replica{{2, 2}, {6, 3}}})
 	if _, ok := part(c).On(2); ok {
 		t.Error("a retired replica runs")
 	}
@@ -79,13 +79,13 @@ func TestMoveAndReplacedTarget(t *testing.T) {
 		n.ForgetRetired(func(_ *Topic, _ int, r Replica) bool { return r.ID == 6 })
 		return nil
 	})
-	want(t, c, Partition{Replicas: []Replica{{7, 4}, {1, 1}}, Retired: []Replica{{2, 2}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{7, 4}, {1, 1}}, Retired: []Replica{{2, 2}}})
 	c = step(t, c, target(3, 1)) // fresh ids for a broker that had it once
-	want(t, c, Partition{Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{8, 3}, {1, 1}}, Retired: []Replica{{2, 2}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{8, 3}, {1, 1}}, Retired: []Replica{{2, 2}}})
 	c = step(t, c, target(1, 4)) // given up, with another order
-	want(t, c, Partition{Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{1, 1}, {7, 4}}, Abandoned: []Replica{{8, 3}}, Retired: []Replica{{2, 2}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{1, 1}, {7, 4}}, Abandoned: []Replica{{8, 3}}, Retired: []Replica{{2, 2}}})
 	c = step(t, c, target(3, 1)) // and wanted again: the same replica
-	want(t, c, Partition{Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{8, 3}, {1, 1}}, Retired: []Replica{{2, 2}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{7, 4}, {1, 1}}, Target: []Replica{{8, 3}, {1, 1}}, Retired: []Replica{{2, 2}}})
 }
 
 func TestOrderAlone(t *testing.T) {
@@ -114,7 +114,7 @@ func TestReplaceDamaged(t *testing.T) {
 	c = step(t, c, func(n *Config) error { return n.Replace(1, 0, 6) }) // that one is damaged as well
 	want(t, c, Partition{Replicas: []Replica{{1, 1}, {2, 2}}, Target: []Replica{{1, 1}, {7, 2}}, Abandoned: []Replica{{6, 2}}})
 	c = step(t, c, func(n *Config) error { return n.FinishMove(1, 0, part(n).Target) })
-	want(t, c, Partition{Replicas: []Replica{{1, 1}, {7, 2}}, Retired: []Replica{{2, 2}, {6, 2}}})
+	want(t, c, Partition{Moved: true, Replicas: []Replica{{1, 1}, {7, 2}}, Retired: []Replica{{2, 2}, {6, 2}}})
 }
 
 func TestMovesThatAreRefused(t *testing.T) {
@@ -142,6 +142,7 @@ func TestMovesThatAreRefused(t *testing.T) {
 		"retired, and never there": {done, func(p *Partition, c *Config) {
 			p.Retired = append(p.Retired, Replica{c.TakeReplica(), 3})
 		}},
+		"not moved any more":     {done, func(p *Partition, _ *Config) { p.Moved = false }},
 		"an empty target":        {done, func(p *Partition, _ *Config) { p.Target = []Replica{} }},
 		"a target on a stranger": {done, func(p *Partition, c *Config) { p.Target = []Replica{{c.TakeReplica(), 9}} }},
 		"a target of an id that was never given out": {done, func(p *Partition, c *Config) {
