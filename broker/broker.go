@@ -3,7 +3,7 @@
 // ends that clients speak to.
 //
 //	broker.go     Start, in numbered steps; shutdown.go Close and what is fatal
-//	announce.go   what this broker is, decided as an epoch
+//	announce.go   what this broker is, decided as an epoch; join.go being a member at all
 //	config.go     Config, its defaults and checks; parts.go the default parts
 //	datadir.go    lock of the data directory; identity.go whose it is
 //	peers.go      the other brokers: mesh, bootstrap; secrecy.go who is let in
@@ -83,13 +83,14 @@ type Broker struct {
 	forwards    *forwards
 	selfID      atomic.Uint64          // 0 until the cluster is formed
 	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
+	joined      bool                   // a cluster admitted this broker during this start
 	acks        *acker
 	api         *api.Handlers
 	metrics     *metrics
 	ready       *readiness
 
 	fronts       []front
-	peerListener net.Listener // nil for a lone broker
+	peerListener net.Listener // nil for a lone broker that could open none
 	raftListener net.Listener
 	httpServer   *http.Server
 	addresses    Addresses
@@ -200,7 +201,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1); err != nil {
+	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1 || c.Join != ""); err != nil {
 		return err
 	}
 	b.selfID.Store(b.id.BrokerID)
@@ -213,8 +214,11 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	}
 	// 3. The other brokers, and the epochs that say which they are. A cluster that
 	// is being formed is waited for here.
-	if b.id.Peers {
+	if b.peerListener != nil {
 		if err := b.startMesh(); err != nil {
+			return err
+		}
+		if err := b.join(ctx, initial); err != nil {
 			return err
 		}
 	}
@@ -222,6 +226,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		return err
 	}
 	if err := b.bootstrap(ctx, initial); err != nil {
+		return err
+	}
+	if err := b.stillMember(ctx); err != nil {
 		return err
 	}
 	b.bootstrapped = time.Now()
@@ -262,6 +269,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		b.background.Go(func() { b.leaders.run(b.bgCtx) })
 		b.background.Go(func() { b.watchProgress(b.bgCtx) })
 		b.background.Go(func() { b.watchLeadership(b.bgCtx) })
+		b.background.Go(func() { b.watchMembership(b.bgCtx) })
 	}
 	b.serve()
 	return nil
@@ -313,8 +321,8 @@ func (b *Broker) listen() error {
 	return nil
 }
 
-// listenForBrokers opens the Raft port and, where there are other brokers, the
-// peer port.
+// listenForBrokers opens the Raft port and the peer port. A lone broker goes without a
+// peer port where it can't have one: nobody can join it then, which its log says.
 func (b *Broker) listenForBrokers() (err error) {
 	c := &b.c
 	if b.raftListener, err = net.Listen("tcp", c.RaftListen); err != nil {
@@ -324,30 +332,43 @@ func (b *Broker) listenForBrokers() (err error) {
 	if err := c.guarded("raft-listen", b.raftListener); err != nil {
 		return err
 	}
-	if !b.id.Peers {
+	lone := !b.id.Peers && c.InitialCluster == ""
+	l, err := net.Listen("tcp", c.PeerListen)
+	if err != nil {
+		err = fmt.Errorf("listen for other brokers: %w: choose another peer-listen", err)
+	} else if err = c.guarded("peer-listen", l); err != nil {
+		_ = l.Close()
+	}
+	if err != nil && lone {
+		c.Logger.Info().Err(err).Msg("this broker runs alone, and none can join it before it has a peer port")
 		return nil
 	}
-	if b.peerListener, err = net.Listen("tcp", c.PeerListen); err != nil {
-		return fmt.Errorf("listen for other brokers: %w: choose another peer-listen", err)
+	if err != nil {
+		return err
 	}
-	b.addresses.Peer = b.peerListener.Addr().String()
-	return c.guarded("peer-listen", b.peerListener)
+	b.peerListener, b.addresses.Peer = l, l.Addr().String()
+	return nil
 }
 
 // openEpochs opens the journal.
 func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 	c := &b.c
 	o := epoch.Options{
-		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal, Self: b.describe(),
+		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal, Self: b.describe(), Level: b.level(),
 		OnCut: func(n int64) {
 			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
 		},
 	}
 	if b.id.Peers {
 		o.Genesis = nil
-		if len(initial) > 1 {
+		if len(initial) > 1 && !b.joined {
 			o.Genesis = func() *config.Config { return epoch.Initial(initial) }
 		}
+	}
+	if o.Seeds, err = c.seeds(); err != nil {
+		return err
+	}
+	if b.peerListener != nil {
 		o.Transport, o.Ask, o.Alive = b.peers, b.peers.ask, b.peers.alive
 		o.OnRefused = b.refusedMessage
 		o.OnWait = func(why string) {
@@ -428,7 +449,7 @@ func (b *Broker) locate(c *config.Config) {
 	at := map[uint64]string{}
 	for i := range c.Topics {
 		for n := range c.Topics[i].Partitions {
-			for _, r := range c.Topics[i].Partitions[n].Replicas {
+			for _, r := range c.Topics[i].Partitions[n].Running() {
 				if on := c.Broker(r.Broker); on != nil {
 					at[r.ID] = on.Addresses.Raft
 				}

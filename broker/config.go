@@ -33,6 +33,11 @@ const (
 	DefaultRaftTick       = 50 * time.Millisecond
 	DefaultElectionTicks  = 10
 	DefaultReturnAfter    = 5 * time.Second
+	DefaultDeadAfter      = 5 * time.Minute
+	DefaultBalanceAfter   = 5 * time.Second
+	DefaultUpkeepEvery    = time.Second
+
+	minDeadAfter = time.Second
 
 	maxWeight = 10_000
 )
@@ -62,6 +67,13 @@ type Config struct {
 	// Each of them is given the same list. Once the cluster stands its epochs
 	// count, and the list is only compared with them. Empty: a cluster of one.
 	InitialCluster string
+	// Join has peer addresses of brokers whose cluster this one is to join, separated by
+	// commas, while its data directory is empty. With InitialCluster as well, only a broker
+	// joins that the list doesn't name, or whose disk was emptied.
+	Join string
+	// DeadAfter is for how long a majority of the council must find a broker unreachable before
+	// its replicas are given to others.
+	DeadAfter time.Duration
 	// Secret that all brokers of the cluster share. SecretFile names a file with
 	// it instead. It, or PeerTLS, is needed where a peer or Raft address isn't
 	// loopback.
@@ -123,6 +135,11 @@ type Config struct {
 	// ReturnAfter is for how long a partition's preferred leader must have been
 	// in sync before it gets the leadership back; default 5 s.
 	ReturnAfter time.Duration
+	// BalanceAfter is for how long brokers must have been up, after one joined or came back,
+	// before replicas move to even out what they hold; default 5 s.
+	BalanceAfter time.Duration
+	// UpkeepEvery is how often is looked whether the cluster needs anything; default 1 s.
+	UpkeepEvery time.Duration
 	Limits      Limits
 }
 
@@ -228,6 +245,15 @@ func (c Config) withDefaults() (Config, error) {
 	if c.ReturnAfter == 0 {
 		c.ReturnAfter = DefaultReturnAfter
 	}
+	if c.DeadAfter == 0 {
+		c.DeadAfter = DefaultDeadAfter
+	}
+	if c.BalanceAfter == 0 {
+		c.BalanceAfter = DefaultBalanceAfter
+	}
+	if c.UpkeepEvery == 0 {
+		c.UpkeepEvery = DefaultUpkeepEvery
+	}
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
@@ -308,7 +334,13 @@ func (c *Config) check() error {
 	case len(c.Rack) > 256:
 		return bad("rack", c.Rack, "allowed are up to 256 bytes")
 	}
+	if c.DeadAfter < minDeadAfter {
+		return bad("dead-after", c.DeadAfter.String(), "allowed is a second or more; less than a minute moves replicas whenever a machine restarts")
+	}
 	if _, err := c.initial(); err != nil {
+		return err
+	}
+	if _, err := c.seeds(); err != nil {
 		return err
 	}
 	for _, name := range storage.Engines() {

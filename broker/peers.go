@@ -19,6 +19,7 @@ const (
 	subjectPaxos    = "paxos"    // one way: a message of Paxos
 	subjectLeaders  = "leaders"  // one way: see leaders.go
 	subjectProgress = "progress" // one way: see progress.go
+	subjectReplicas = "replicas" // one way: the same, by replica
 	subjectStatus   = "status"   // how partitions do that the asked broker leads
 	subjectCarried  = "carried"  // answers once an epoch is carried out
 	subjectOffset   = "offset"   // an offset by log time
@@ -66,6 +67,7 @@ func (b *Broker) startMesh() error {
 	m.OnForwardFlush(b.forwardedFlush)
 	m.HandleMembers(subjectLeaders, b.leaders.told)
 	m.HandleMembers(subjectProgress, b.progressed)
+	m.HandleMembers(subjectReplicas, b.replicasProgressed)
 	m.HandleMembers(subjectStatus, b.answerStatus)
 	m.HandleMembers(subjectCarried, b.answerCarried)
 	m.HandleMembers(subjectOffset, b.answerOffset)
@@ -211,6 +213,9 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 		return nil
 	}
 	b.background.Go(func() { b.peers.follow(b.bgCtx) })
+	if !b.id.Peers {
+		return nil // it began alone, and its own epochs name it
+	}
 	if err := b.epochs.Bootstrap(ctx); err != nil {
 		if why := b.waiting.Load(); why != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %s", err, *why)
@@ -230,6 +235,9 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 	b.waiting.Store(nil)
 	return nil
 }
+
+// level is the newest feature level that this broker knows.
+func (b *Broker) level() uint32 { return config.Level }
 
 // sameList compares the list that this broker was started with to what its data
 // directory knows.

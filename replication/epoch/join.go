@@ -213,9 +213,7 @@ func (c *Cluster) Admit(ctx context.Context, b config.Broker, level uint32) (*co
 		b.ID, b.State, b.Weight = next.TakeBroker(), config.Active, max(b.Weight, 1)
 		next.Brokers = append(next.Brokers, b)
 		next.Change = text
-		if c.o.OnAdmit != nil {
-			c.o.OnAdmit(next)
-		}
+		next.EvenOut()
 		return nil
 	})
 	if errors.Is(err, ErrUnchanged) {

@@ -41,6 +41,10 @@ type Config struct {
 	Brokers []Broker // by id, ascending
 	Topics  []Topic  // by id, ascending, deleted ones included
 
+	// Uneven is the epoch since which brokers may hold more or less than their share, because
+	// one joined or came back, or because somebody asked for balance. 0: it was evened out.
+	Uneven uint64
+
 	By     string // name of the broker that proposed the value
 	At     int64  // when it proposed it by its own clock, Unix ms
 	Change string // what was asked, for people

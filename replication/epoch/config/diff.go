@@ -19,6 +19,11 @@ func Diff(a, b *Config) []string {
 	if !slices.Equal(a.Council, b.Council) {
 		add("council %v -> %v", a.Council, b.Council)
 	}
+	if a.Uneven == 0 && b.Uneven != 0 {
+		add("~ replicas are to be evened out")
+	} else if a.Uneven != 0 && b.Uneven == 0 {
+		add("~ replicas are evened out")
+	}
 	for i := range b.Brokers {
 		n := &b.Brokers[i]
 		o := a.Broker(n.ID)

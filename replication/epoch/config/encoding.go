@@ -116,6 +116,9 @@ func (c *Config) body() []byte {
 	for i := range c.Topics {
 		c.Topics[i].write(&w, c.version())
 	}
+	if c.version() >= versionMoves {
+		w.uint(c.Uneven)
+	}
 	return w.b
 }
 
@@ -326,6 +329,9 @@ func (r *reader) config() *Config {
 		for i := 0; i < n && r.err == nil; i++ {
 			c.Topics = append(c.Topics, r.topic(c.version()))
 		}
+	}
+	if c.version() >= versionMoves && r.err == nil {
+		c.Uneven = r.uint()
 	}
 	return c
 }

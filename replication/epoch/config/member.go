@@ -55,6 +55,7 @@ func (c *Config) RemoveBroker(id uint64) {
 			if t.Live() || !slices.ContainsFunc(p.Running(), there) {
 				continue
 			}
+			p.Moved = c.FeatureLevel >= LevelMoves
 			p.Replicas = slices.DeleteFunc(slices.Clone(p.Replicas), there)
 			p.Target, p.Abandoned = trimmed(p.Target, there), trimmed(p.Abandoned, there)
 			if p.Target == nil && p.Abandoned != nil {
@@ -72,12 +73,29 @@ func (c *Config) RemoveBroker(id uint64) {
 	c.Topics = kept
 }
 
+// onBrokersOf is the partition without the replicas of brokers that c doesn't name.
+func (p *Partition) onBrokersOf(c *Config) *Partition {
+	n := *p
+	for _, list := range []*[]Replica{&n.Replicas, &n.Target, &n.Abandoned, &n.Retired} {
+		*list = trimmed(*list, func(r Replica) bool { return c.Broker(r.Broker) == nil })
+	}
+	return &n
+}
+
 // trimmed is list without some, nil when nothing is left.
 func trimmed(list []Replica, gone func(Replica) bool) []Replica {
 	if list = slices.DeleteFunc(slices.Clone(list), gone); len(list) == 0 {
 		return nil
 	}
 	return list
+}
+
+// EvenOut notes that replicas are to be evened out among the brokers. Before the feature level is
+// there that nothing moves without, it does nothing.
+func (c *Config) EvenOut() {
+	if c.FeatureLevel >= LevelMoves {
+		c.Uneven = c.Epoch
+	}
 }
 
 // LastActive says that no other broker takes replicas.

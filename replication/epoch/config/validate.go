@@ -36,6 +36,9 @@ func (c *Config) Validate() error {
 	if c.Epoch > 0 && c.ClusterID == "" {
 		return invalid("epoch %d names no cluster", c.Epoch)
 	}
+	if c.Uneven > c.Epoch || c.Uneven > 0 && c.FeatureLevel < LevelMoves {
+		return invalid("replicas are uneven since epoch %d in epoch %d at feature level %d", c.Uneven, c.Epoch, c.FeatureLevel)
+	}
 	for _, s := range []string{c.ClusterID, c.By, c.Change} {
 		if len(s) > MaxText {
 			return invalid("a text of %d bytes, at most %d are allowed", len(s), MaxText)
@@ -123,7 +126,7 @@ func (c *Config) validateTopics() error {
 				return invalid("partition %s/%d has shard %d, which is taken or was never given out", t.Name, n, p.Shard)
 			}
 			shards[p.Shard] = true
-			if len(p.Replicas) == 0 {
+			if len(p.Replicas) == 0 && !t.Purge {
 				return invalid("partition %s/%d has no replica", t.Name, n)
 			}
 			for j, r := range p.Replicas {
@@ -242,7 +245,11 @@ func (c *Config) Follows(prev *Config) error {
 			if was.Partitions[n].Shard != t.Partitions[n].Shard {
 				return invalid("partition %s/%d can't change its shard", t.Name, n)
 			}
-			if err := t.Partitions[n].follows(&was.Partitions[n], fmt.Sprintf("%s/%d", t.Name, n), prev.NextReplica); err != nil {
+			before := &was.Partitions[n]
+			if !t.Live() {
+				before = before.onBrokersOf(c)
+			}
+			if err := t.Partitions[n].follows(before, fmt.Sprintf("%s/%d", t.Name, n), prev.NextReplica); err != nil {
 				return err
 			}
 		}
