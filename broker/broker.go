@@ -11,6 +11,7 @@
 //	leaders.go    who leads what; progress.go which followers are in sync
 //	forward.go    the hop to a partition's leader
 //	handover.go   moving leadership; purge.go deleting data everywhere
+//	mover.go      moving replicas; mover_step.go in which order; trash.go what they leave
 //	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
@@ -79,6 +80,8 @@ type Broker struct {
 	peers       *peers
 	leaders     *leaders
 	stamps      *stamps
+	movers      *movers
+	trash       *trash
 	forwarders  peerSessions
 	forwards    *forwards
 	selfID      atomic.Uint64          // 0 until the cluster is formed
@@ -176,6 +179,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
+	b.movers = newMovers(b)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
@@ -243,6 +247,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if err := b.checkLogs(); err != nil {
 		return err
 	}
+	if b.trash, err = openTrash(b, filepath.Join(b.dir.sub(logDir), trashFile)); err != nil {
+		return err
+	}
 	// 5. What this broker is, decided where it changed.
 	if err := b.announce(ctx); err != nil {
 		return err
@@ -269,6 +276,7 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		b.background.Go(func() { b.leaders.run(b.bgCtx) })
 		b.background.Go(func() { b.watchProgress(b.bgCtx) })
 		b.background.Go(func() { b.watchLeadership(b.bgCtx) })
+		b.background.Go(func() { b.movers.run(b.bgCtx) })
 		b.background.Go(func() { b.watchMembership(b.bgCtx) })
 	}
 	b.serve()

@@ -29,6 +29,7 @@ const (
 	DefaultWeight         = 100
 	DefaultFreeSpaceFloor = 1 << 30
 	DefaultDeleteGrace    = 24 * time.Hour
+	DefaultTrashGrace     = 10 * time.Minute
 	DefaultDrainTime      = 5 * time.Second
 	DefaultRaftTick       = 50 * time.Millisecond
 	DefaultElectionTicks  = 10
@@ -118,6 +119,9 @@ type Config struct {
 	OpenHost func(HostConfig) (replication.Host, error)
 	// FreeSpace replaces the file system's own figure.
 	FreeSpace func(dir string) (free, total uint64, err error)
+	// TrashGrace is how long data of a replica that moved away is kept; default 10 min. It goes earlier
+	// while the disk is full.
+	TrashGrace time.Duration
 	// PurgeEvery is how often deleted topics are looked at; default a minute.
 	PurgeEvery time.Duration
 	// CheckpointEvery and RetentionEvery replace the partitions' defaults.
@@ -150,6 +154,7 @@ type Limits struct {
 	FetchReplies      int // fetches that hold a buffer of up to MaxFetch bytes; default 64
 	Requests          int // API requests at once; default 64
 	Openings          int // partitions opened at once; default 16
+	Moves             int // replicas that catch up at once for partitions that this broker leads; default 4
 }
 
 // Frontend is a client protocol and where it listens.
@@ -236,6 +241,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.PurgeEvery == 0 {
 		c.PurgeEvery = time.Minute
 	}
+	if c.TrashGrace == 0 {
+		c.TrashGrace = DefaultTrashGrace
+	}
 	if c.RaftTick == 0 {
 		c.RaftTick = DefaultRaftTick
 	}
@@ -278,6 +286,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.FetchReplies, 64)
 	def(&l.Requests, 64)
 	def(&l.Openings, 16)
+	def(&l.Moves, 4)
 	return l
 }
 
