@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/partition"
 	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch"
@@ -33,8 +34,8 @@ type movers struct {
 	wg   sync.WaitGroup // steps under way
 	room chan struct{}  // steps at once
 
-	taken atomic.Int64 // moves that were finished by this broker
-	steps [stepRenew + 1]atomic.Uint64
+	finished atomic.Uint64                // moves
+	steps    [stepRenew + 1]atomic.Uint64 // taken, by kind
 }
 
 const (
@@ -294,6 +295,37 @@ func (s *slot) note(part *config.Partition, members replication.Membership, st s
 	s.move.copying = len(members.NonVoting)
 }
 
+// moveStatus is what is told of a move by the broker that leads, nil when nothing moves.
+func (s *slot) moveStatus(b *Broker, bytes int64) *api.MoveStatus {
+	part := s.part.Load()
+	if part == nil || !part.Moving() {
+		return nil
+	}
+	s.move.mu.Lock()
+	m := &api.MoveStatus{Phase: s.move.last.phase, Detail: s.move.failed}
+	if m.Phase == "" {
+		m.Phase = phaseWaiting
+	}
+	if why := s.move.last.why; why != "" {
+		m.Detail = fmt.Sprintf("replica %d on %s: %s", s.move.last.replica.ID, b.brokerName(s.move.last.replica.Broker), why)
+	}
+	if !s.move.began.IsZero() {
+		m.Seconds = time.Since(s.move.began).Seconds()
+	}
+	s.move.mu.Unlock()
+	s.progress.mu.Lock()
+	own := s.progress.own[0]
+	s.progress.mu.Unlock()
+	for _, r := range part.Adding() {
+		st := api.ReplicaStatus{Replica: r.ID, Broker: r.Broker, OfBytes: bytes, Behind: own, InSync: s.inSyncFor(b, r) >= 0}
+		if a, ok := s.heard(b, r); ok {
+			st.Bytes, st.Behind = a.bytes, own-min(own, a.index)
+		}
+		m.Adding = append(m.Adding, st)
+	}
+	return m
+}
+
 // finish has the epoch decided that says so.
 func (k *movers) finish(ctx context.Context, s *slot, topic uint64, part *config.Partition) error {
 	target := part.Target
@@ -308,7 +340,7 @@ func (k *movers) finish(ctx context.Context, s *slot, topic uint64, part *config
 		return fmt.Errorf("report a move as done: %w", err)
 	}
 	if err == nil {
-		k.taken.Add(1)
+		k.finished.Add(1)
 		s.move.mu.Lock()
 		took := time.Since(s.move.began)
 		s.move.mu.Unlock()

@@ -47,7 +47,37 @@ func (p *live) describe(c *config.Config) wire.PartitionDescription {
 	for _, id := range p.InSync {
 		d.InSync = append(d.InSync, brokerName(c, id))
 	}
+	d.Move = p.move(c)
 	return d
+}
+
+// move describes a move: what it is about from the epoch, how far it is from the leader.
+func (p *live) move(c *config.Config) *wire.PartitionMove {
+	part := &p.topic.Partitions[p.number]
+	if !part.Moving() {
+		return nil
+	}
+	m := &wire.PartitionMove{Phase: "waiting", Detail: "its leader has not taken it up", Target: []string{}, Adding: []wire.ReplicaCopy{}, Removing: []string{}}
+	for _, r := range part.Target {
+		m.Target = append(m.Target, brokerName(c, r.Broker))
+	}
+	for _, r := range slices.Concat(part.Removing(), part.Abandoned) {
+		m.Removing = append(m.Removing, brokerName(c, r.Broker))
+	}
+	far := map[uint64]ReplicaStatus{}
+	if p.Move != nil {
+		m.Phase, m.Detail, m.Seconds = p.Move.Phase, p.Move.Detail, p.Move.Seconds
+		for _, s := range p.Move.Adding {
+			far[s.Replica] = s
+		}
+	}
+	for _, r := range part.Adding() {
+		s := far[r.ID]
+		m.Adding = append(m.Adding, wire.ReplicaCopy{
+			Broker: brokerName(c, r.Broker), Replica: r.ID, Bytes: s.Bytes, OfBytes: s.OfBytes, Behind: s.Behind, InSync: s.InSync,
+		})
+	}
+	return m
 }
 
 // partitions lists those of live topics, by topic and number.
@@ -214,6 +244,13 @@ func (h *Handlers) PartitionTransfer(ctx context.Context, q wire.PartitionTransf
 		}
 		r := p.Replicas[at]
 		p.Replicas = slices.Insert(slices.Delete(p.Replicas, at, at+1), 0, r)
+		if p.Moving() {
+			at := slices.Index(p.Target, r)
+			if at < 0 {
+				return failf(409, wire.ReasonBadRequest, "partition %s/%d is moving away from broker %s: let it move elsewhere first", q.Topic, q.Partition, q.To)
+			}
+			p.Target = slices.Insert(slices.Delete(p.Target, at, at+1), 0, r)
+		}
 		next.Change = fmt.Sprintf("partition %s/%d prefers broker %s as its leader", q.Topic, q.Partition, q.To)
 		return nil
 	})

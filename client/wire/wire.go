@@ -216,7 +216,30 @@ type PartitionDescription struct {
 	NextOffset  int64    `json:"next_offset"`
 	Bytes       int64    `json:"bytes"`
 	Problem     string   `json:"problem,omitempty"`
-	Error       *Error   `json:"error,omitempty"`
+	// Move is set while the partition moves to other brokers.
+	Move  *PartitionMove `json:"move,omitempty"`
+	Error *Error         `json:"error,omitempty"`
+}
+
+// PartitionMove is how far a partition's move is, as its leader knows it.
+type PartitionMove struct {
+	// Phase is one of waiting, adding, copying, promoting, "handing over", removing, finishing.
+	Phase    string        `json:"phase"`
+	Detail   string        `json:"detail,omitempty"` // what it waits for, or what failed last
+	Target   []string      `json:"target"`           // brokers, the preferred leader's first
+	Adding   []ReplicaCopy `json:"adding"`           // replicas that are to come
+	Removing []string      `json:"removing"`         // brokers whose replicas are to go
+	Seconds  float64       `json:"seconds"`          // since this leader took it up
+}
+
+// ReplicaCopy is how far a replica that a move adds has caught up.
+type ReplicaCopy struct {
+	Broker  string `json:"broker"`
+	Replica uint64 `json:"replica"`
+	Bytes   int64  `json:"bytes"`    // that it has stored
+	OfBytes int64  `json:"of_bytes"` // that its leader has stored
+	Behind  uint64 `json:"behind"`   // log entries that it lacks, about
+	InSync  bool   `json:"in_sync"`
 }
 
 // TopicDescription describes a topic whole.
