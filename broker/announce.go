@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/parleymq/parley/replication/epoch"
@@ -111,6 +110,9 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 			if b.announced(was) {
 				return epoch.ErrUnchanged
 			}
+			if was.Rack != self.Rack || was.Weight != self.Weight {
+				next.EvenOut()
+			}
 			next.Change = fmt.Sprintf("broker %s changed: its name, addresses, rack or weight", self.Name)
 		}
 		*was = self
@@ -126,7 +128,7 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 // keepSuperseded: a broker whose name was given to another one keeps the name that it
 // got instead.
 func keepSuperseded(self, was *config.Broker) {
-	if strings.Contains(was.Name, epoch.Superseded) {
+	if superseded(was) {
 		self.Name = was.Name
 	}
 }

@@ -7,11 +7,13 @@
 //	config.go     Config, its defaults and checks; parts.go the default parts
 //	datadir.go    lock of the data directory; identity.go whose it is
 //	peers.go      the other brokers: mesh, bootstrap; secrecy.go who is let in
+//	upkeep.go     what the cluster needs next, asked and proposed by one broker
 //	carry.go      bringing partitions in line with an epoch; stamp.go barriers
 //	leaders.go    who leads what; progress.go which followers are in sync
 //	forward.go    the hop to a partition's leader
 //	handover.go   moving leadership; purge.go deleting data everywhere
 //	mover.go      moving replicas; mover_step.go in which order; trash.go what they leave
+//	quarantine.go damaged replicas are replaced
 //	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
@@ -77,6 +79,7 @@ type Broker struct {
 	replicas    atomic.Pointer[map[uint64]string] // replica id -> Raft address
 	local       atomic.Pointer[map[uint64]*slot]  // those with a replica here, by shard
 	carrier     *carrier
+	keeper      *keeper
 	peers       *peers
 	leaders     *leaders
 	stamps      *stamps
@@ -176,6 +179,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 		Runtime: runtime{b}, Version: Version, Clock: c.Clock, MaxRecord: c.MaxRecord, Logger: c.Logger,
 	}
 	b.carrier = newCarrier(b)
+	b.keeper = newKeeper(b)
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
@@ -272,11 +276,13 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	b.background.Go(func() { b.collect(b.bgCtx) })
 	b.background.Go(func() { b.watchReady(b.bgCtx) })
 	b.background.Go(func() { b.stamps.run(b.bgCtx) })
+	b.background.Go(func() { b.keeper.run(b.bgCtx) })
 	if b.peers.mesh != nil {
 		b.background.Go(func() { b.leaders.run(b.bgCtx) })
 		b.background.Go(func() { b.watchProgress(b.bgCtx) })
 		b.background.Go(func() { b.watchLeadership(b.bgCtx) })
 		b.background.Go(func() { b.movers.run(b.bgCtx) })
+		b.background.Go(func() { b.watchDamage(b.bgCtx) })
 		b.background.Go(func() { b.watchMembership(b.bgCtx) })
 	}
 	b.serve()
@@ -377,7 +383,7 @@ func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 		return err
 	}
 	if b.peerListener != nil {
-		o.Transport, o.Ask, o.Alive = b.peers, b.peers.ask, b.peers.alive
+		o.Transport, o.Ask, o.Alive, o.Gone = b.peers, b.peers.ask, b.peers.alive, b.keeper.gone
 		o.OnRefused = b.refusedMessage
 		o.OnWait = func(why string) {
 			text := "the cluster is being formed"

@@ -73,6 +73,7 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectOffset, b.answerOffset)
 	m.HandleMembers(subjectTransfer, b.answerTransfer)
 	m.HandleMembers(subjectPurged, b.answerPurged)
+	m.HandleMembers(subjectSight, b.keeper.answerSight)
 	return nil
 }
 
@@ -118,6 +119,11 @@ func (p *peers) name(c *config.Config) {
 			continue
 		}
 		named[o.ID] = true
+		p.mu.Lock()
+		if p.known[o.ID] == nil { // it has been away for no longer than it has been known
+			p.known[o.ID] = &peerState{since: time.Now()}
+		}
+		p.mu.Unlock()
 		others = append(others, mesh.Peer{Broker: o.ID, Name: o.Name, Incarnation: o.Incarnation, Address: o.Addresses.Peer})
 	}
 	p.mu.Lock()

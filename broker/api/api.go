@@ -72,6 +72,8 @@ type PartitionStatus struct {
 	Next    int64    `json:"next"`
 	Bytes   int64    `json:"bytes"`
 	Problem string   `json:"problem,omitempty"`
+	// Damaged replicas' brokers, as the leader knows.
+	Damaged []uint64 `json:"damaged,omitempty"`
 	// Move is set by the leader while the partition moves.
 	Move *MoveStatus `json:"move,omitempty"`
 }
@@ -123,6 +125,11 @@ var requests = map[string]handler{
 	wire.APIPartitionList:     with((*Handlers).PartitionList),
 	wire.APIPartitionDescribe: with((*Handlers).PartitionDescribe),
 	wire.APIPartitionTransfer: with((*Handlers).PartitionTransfer),
+	wire.APIPartitionMove:     with((*Handlers).PartitionMove),
+	wire.APIBrokerDrain:       with((*Handlers).BrokerDrain),
+	wire.APIBrokerResume:      with((*Handlers).BrokerResume),
+	wire.APIBrokerRemove:      with((*Handlers).BrokerRemove),
+	wire.APIClusterBalance:    with((*Handlers).ClusterBalance),
 	wire.APIEpochShow:         with((*Handlers).EpochShow),
 	wire.APIEpochList:         with((*Handlers).EpochList),
 }
