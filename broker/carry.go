@@ -224,7 +224,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 	}
 	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
-		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join,
+		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Alone: s.alone(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
@@ -244,6 +244,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 	switch {
 	case err == nil:
 		s.problem.Store(nil)
+		s.lost.Store(false)
 		s.partition.Store(p)
 		b.stamps.poke()
 		b.ready.kick()

@@ -80,7 +80,7 @@ func (b *Broker) betterLeader(s *slot) uint64 {
 	if s.alone() || !b.leadsNow(s) {
 		return 0
 	}
-	if b.reluctant() || s.damaged() {
+	if _, bad := s.damage(); bad || b.reluctant() {
 		return b.successor(s)
 	}
 	preferred := s.part.Load().Wanted()[0]

@@ -20,6 +20,9 @@ const (
 	progressStale = (progressAll + 4) * progressEvery
 )
 
+// progressDamaged is a flag of what a follower tells: see quarantine.go.
+const progressDamaged = 1
+
 // progress of one partition's followers, as its leader here knows it.
 type progress struct {
 	mu       sync.Mutex
@@ -34,6 +37,7 @@ type progress struct {
 type applied struct {
 	index uint64
 	bytes int64 // stored
+	bad   bool  // it is damaged: it never counts as being in sync
 	at    time.Time
 	since time.Time // of being in sync without a break; zero when it isn't
 }
@@ -85,7 +89,7 @@ func (p *progress) observe(term, index uint64) {
 		p.term = term
 		for id, a := range p.applied { // what was heard of late still holds
 			a.since = time.Time{}
-			if time.Since(a.at) < progressEvery && a.index >= index {
+			if !a.bad && time.Since(a.at) < progressEvery && a.index >= index {
 				a.since = a.at
 			}
 			p.applied[id] = a
@@ -96,15 +100,15 @@ func (p *progress) observe(term, index uint64) {
 }
 
 // hear takes a follower's word.
-func (p *progress) hear(replica, index uint64, bytes int64) {
+func (p *progress) hear(replica, index uint64, bytes int64, bad bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.applied == nil {
 		p.applied = map[uint64]applied{} // it knows of this leadership before observe does
 	}
 	now := time.Now()
-	a := applied{index: index, bytes: bytes, at: now}
-	if p.term != 0 && index >= p.own[2] {
+	a := applied{index: index, bytes: bytes, at: now, bad: bad}
+	if !bad && p.term != 0 && index >= p.own[2] {
 		if a.since = p.applied[replica].since; a.since.IsZero() {
 			a.since = now
 		}
@@ -146,10 +150,14 @@ func (b *Broker) tellProgress(all bool) {
 	}
 	for _, s := range *b.local.Load() {
 		p := s.partition.Load()
-		if p == nil || s.alone() {
+		_, bad := s.damage()
+		if p == nil && !bad || s.alone() {
 			continue
 		}
-		index, now := p.Log().Applied(), s.lead.load()
+		index, bytes, now := uint64(0), int64(0), s.lead.load()
+		if p != nil {
+			index, bytes = p.Log().Applied(), p.Status().Bytes
+		}
 		if now.broker == b.self() {
 			s.progress.observe(now.term, index)
 			continue
@@ -162,7 +170,12 @@ func (b *Broker) tellProgress(all bool) {
 		if news && now.broker != 0 {
 			msg := binary.AppendUvarint(reports[now.broker], s.shard)
 			if subject == subjectReplicas {
-				msg = binary.AppendUvarint(binary.AppendUvarint(msg, s.replica.ID), uint64(p.Status().Bytes))
+				msg = binary.AppendUvarint(binary.AppendUvarint(msg, s.replica.ID), uint64(bytes))
+				flags := uint64(0)
+				if bad {
+					flags |= progressDamaged
+				}
+				msg = binary.AppendUvarint(msg, flags)
 			}
 			reports[now.broker] = binary.AppendUvarint(msg, index)
 		}
@@ -183,22 +196,22 @@ func (b *Broker) tellProgress(all bool) {
 // progressed takes followers' words: shard and index of each, in a cluster where some broker doesn't
 // know of moves.
 func (b *Broker) progressed(_ context.Context, from mesh.Identity, msg []byte) ([]byte, error) {
-	return nil, b.hear(msg, 2, func(s *slot, v []uint64) { s.progress.hear(s.on(from.Broker), v[1], 0) })
+	return nil, b.hear(msg, 2, func(s *slot, v []uint64) { s.progress.hear(s.on(from.Broker), v[1], 0, false) })
 }
 
-// replicasProgressed takes followers' words: shard, replica, bytes stored and index of each. A
+// replicasProgressed takes followers' words: shard, replica, bytes stored, flags and index of each. A
 // broker may have two replicas of a partition for a while, one of them damaged.
 func (b *Broker) replicasProgressed(_ context.Context, from mesh.Identity, msg []byte) ([]byte, error) {
-	return nil, b.hear(msg, 4, func(s *slot, v []uint64) {
+	return nil, b.hear(msg, 5, func(s *slot, v []uint64) {
 		if s.brokerOf(v[1]) == from.Broker {
-			s.progress.hear(v[1], v[3], int64(v[2]))
+			s.progress.hear(v[1], v[4], int64(v[2]), v[3]&progressDamaged != 0)
 		}
 	})
 }
 
 // hear reads a message of entries of so many numbers, the first one a shard.
 func (b *Broker) hear(msg []byte, numbers int, each func(s *slot, v []uint64)) error {
-	var v [4]uint64
+	var v [5]uint64
 	for len(msg) > 0 {
 		for i := range numbers {
 			var ok bool

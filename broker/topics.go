@@ -9,6 +9,7 @@ import (
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition"
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
 
@@ -49,6 +50,8 @@ type slot struct {
 	partition atomic.Pointer[partition.Partition]
 	// problem says why it isn't open, or what is wrong with it.
 	problem atomic.Pointer[wire.Error]
+	// lost: it could not be opened because it has lost something; not a matter of trying again.
+	lost atomic.Bool
 	// concern is the newest epoch that this broker saw change the partition: its
 	// leader commits a barrier with it. 0: none, since the start.
 	concern atomic.Uint64
@@ -103,7 +106,8 @@ func (s *slot) brokerOf(replica uint64) uint64 {
 func (s *slot) fail(err error) {
 	e := notHere(s.topic, s.number, err.Error())
 	var hole *storage.HoleError
-	if errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) {
+	s.lost.Store(errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) || errors.Is(err, replication.ErrLost))
+	if s.lost.Load() && s.alone() { // with others it is they who serve
 		e.Code, e.Reason, e.Retriable = 500, wire.ReasonDamaged, false
 	}
 	s.problem.Store(e)

@@ -93,6 +93,7 @@ type Config struct {
 	Replica     uint64
 	Initial     map[uint64]string
 	Join        bool
+	Alone       bool // no other replica has what this one has: damage can't be repaired from others
 	Host        replication.Host
 	Engine      storage.Engine
 	Checkpoints *storage.Checkpointer
@@ -351,6 +352,9 @@ func (p *Partition) Status() Status {
 	return s
 }
 
+// Shard is the id of that log in the cluster.
+func (p *Partition) Shard() uint64 { return p.c.Shard }
+
 // Log is the replicated log below the partition, for membership and leadership.
 func (p *Partition) Log() replication.Log { return p.log }
 
@@ -385,3 +389,11 @@ func (p *Partition) Close() error {
 
 // closeWait is how long Close waits for what is under way to be committed.
 const closeWait = time.Second
+
+// Damage says what of this replica is missing or doesn't verify; "" as far as is known nothing.
+func (p *Partition) Damage() string {
+	if d := p.m.damage.Load(); d != nil {
+		return d.Description
+	}
+	return ""
+}

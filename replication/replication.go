@@ -26,6 +26,10 @@ var (
 	// ErrConfigChanged: a membership change named a config-change id that is no
 	// longer the newest.
 	ErrConfigChanged = errors.New("membership was changed by someone else")
+	// ErrLost: what a replica has stored has lost something that it once had. It must not take part
+	// any more, as it may have voted for, or acked, what is missing: it is replaced by one with
+	// a fresh id.
+	ErrLost = errors.New("the replica has lost what it had")
 )
 
 // A Log is one replica's handle on one replicated log. All methods may be
@@ -159,6 +163,20 @@ type StateMachine interface {
 
 	// Close releases what Open took.
 	Close() error
+}
+
+// A Reaching state machine knows more than Open tells: entries above the index that Open returned
+// were applied once as well, up to Reach. A log that doesn't hold them any more has lost its
+// end, and Start fails with ErrLost before the replica says a word. 0: that isn't known.
+type Reaching interface {
+	StateMachine
+	Reach() uint64
+}
+
+// A Warned state machine is told why a snapshot of it could not be sent.
+type Warned interface {
+	StateMachine
+	SnapshotFailed(err error)
 }
 
 // Replica says which replica of which log to start.

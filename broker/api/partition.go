@@ -30,6 +30,8 @@ func (p *live) problem() string {
 		return where + ": " + p.Problem
 	case p.Leader == 0:
 		return where + " has no leader"
+	case len(p.Damaged) > 0:
+		return fmt.Sprintf("%s has %d of %d replicas in sync: %s", where, have, want, p.damageText())
 	case have < want:
 		return fmt.Sprintf("%s has %d of %d replicas in sync", where, have, want)
 	}
@@ -47,8 +49,23 @@ func (p *live) describe(c *config.Config) wire.PartitionDescription {
 	for _, id := range p.InSync {
 		d.InSync = append(d.InSync, brokerName(c, id))
 	}
+	for _, id := range p.Damaged {
+		d.Damaged = append(d.Damaged, brokerName(c, id))
+	}
 	d.Move = p.move(c)
 	return d
+}
+
+// damageText says which replicas are damaged, and what becomes of that.
+func (p *live) damageText() string {
+	part := &p.topic.Partitions[p.number]
+	switch {
+	case part.Moving():
+		return "a damaged one is being replaced"
+	case len(part.Replicas) < 3:
+		return fmt.Sprintf("one is damaged, and with %d replicas it can't be replaced on its broker: move it to another one", len(part.Replicas))
+	}
+	return "a damaged one is to be replaced once the others have a majority in sync"
 }
 
 // move describes a move: what it is about from the epoch, how far it is from the leader.

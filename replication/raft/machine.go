@@ -123,6 +123,9 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 		return statemachine.ErrSnapshotStopped
 	default:
 		m.warn("raft snapshot was not sent", err)
+		if w, ok := m.sm.(replication.Warned); ok {
+			w.SnapshotFailed(err)
+		}
 		return statemachine.ErrSnapshotStreaming
 	}
 }

@@ -56,6 +56,7 @@ type transport struct {
 	complaints *complaints
 	refused    atomic.Uint64
 
+	screen   func(*raftpb.MessageBatch) // drops what must not be delivered; nil: nothing
 	messages raftio.MessageHandler
 	chunks   raftio.ChunkHandler
 
@@ -228,6 +229,9 @@ func (t *transport) read(conn net.Conn, kind byte) (err error) {
 			var batch raftpb.MessageBatch
 			if err := decode(&batch, buf); err != nil {
 				return fmt.Errorf("decode message batch: %w", err)
+			}
+			if t.screen != nil {
+				t.screen(&batch)
 			}
 			t.messages(batch)
 		case linkChunks:
