@@ -122,6 +122,9 @@ type Config struct {
 	// TrashGrace is how long data of a replica that moved away is kept; default 10 min. It goes earlier
 	// while the disk is full.
 	TrashGrace time.Duration
+	// OnMoveStep is told each step of a move before this broker takes it as the partition's leader: add,
+	// promote, transfer, remove, renew or done.
+	OnMoveStep func(topic string, partition int32, step string)
 	// PurgeEvery is how often deleted topics are looked at; default a minute.
 	PurgeEvery time.Duration
 	// CheckpointEvery and RetentionEvery replace the partitions' defaults.

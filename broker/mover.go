@@ -198,6 +198,9 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 	if b.epochs.Current().Epoch != c.Epoch { // while the members were being read
 		return true, nil
 	}
+	if hook := b.c.OnMoveStep; hook != nil && st.kind != stepWait && (st.kind != stepDone || part.Moving()) {
+		hook(s.topic, s.number, st.kind.String())
+	}
 	change := func(kind replication.ChangeKind, address string) error {
 		s.move.forget()
 		return p.Log().Change(ctx, replication.Change{Kind: kind, Replica: st.replica.ID, Address: address}, members.ConfigID)
