@@ -1,8 +1,10 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/parleymq/parley/broker"
@@ -102,4 +104,39 @@ func TestWipedBrokerJoinsAgain(t *testing.T) {
 	}
 	load.More(10)
 	load.Check(c.URLs())
+}
+
+// TestRemovedBrokerStops: one that is up, and one that comes back later.
+func TestRemovedBrokerStops(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 3)
+	for _, name := range []string{"b4", "b5"} {
+		c.Join(name)
+	}
+	away := c.Member("b5")
+	away.Stop()
+	for _, name := range []string{"b4", "b5"} {
+		remove(t, c.Brokers[0], name)
+	}
+	up := c.Member("b4")
+	brokertest.Eventually(t, "the removed broker stops", func() bool {
+		select {
+		case <-up.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	var gone *broker.ExpelledError
+	if err := up.Wait(); !errors.As(err, &gone) || !strings.Contains(err.Error(), "broker b4 (id 4) was removed") {
+		t.Errorf("it stopped with %v", err)
+	}
+	up.Broker = nil
+	b, err := broker.Start(t.Context(), away.Config())
+	if !errors.As(err, &gone) || gone.ID != 5 {
+		t.Errorf("started after it was removed: %v", err)
+		if err == nil {
+			_ = b.Close(context.Background())
+		}
+	}
 }

@@ -209,6 +209,14 @@ func (c *Cluster) Member(name string) *Member {
 	return nil
 }
 
+// Forget stops a broker that the cluster has removed, and doesn't count it any more.
+func (c *Cluster) Forget(name string) {
+	c.t.Helper()
+	m := c.Member(name)
+	m.Stop()
+	c.Brokers = slices.DeleteFunc(slices.Clone(c.Brokers), func(o *Member) bool { return o == m })
+}
+
 // Running lists the brokers that run.
 func (c *Cluster) Running() (all []*Member) {
 	for _, m := range c.Brokers {

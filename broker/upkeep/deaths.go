@@ -10,8 +10,9 @@ import (
 type Deaths struct {
 	Dead     []uint64 // to be declared dead
 	Returned []uint64 // dead ones that are back
-	// Missing are all that look dead, those among them that were declared dead and still hold
-	// replicas. With more than Limit of them nothing is declared or healed: it is more likely
+	// Missing are all that look dead: that have been away for half of the time that it takes,
+	// and those that were declared dead and still hold replicas. Half, because brokers that went
+	// away together are not missed at the same moment. With more than Limit of them nothing is declared or healed: it is more likely
 	// that the network is down than that so many machines are, and what is copied then
 	// hurts those that are left.
 	Missing []uint64
@@ -45,8 +46,13 @@ func Judge(c *config.Config, sights map[uint64]Sight, deadAfterMS int64, superse
 			continue // one that holds nothing any more is healed
 		}
 		counted++
-		if lost && b.State == config.Active { // what drains is being emptied already
+		if b.State == config.Draining {
+			continue // it is being emptied already
+		}
+		if lost {
 			dying = append(dying, b.ID)
+		}
+		if s.Down && s.DownMS >= deadAfterMS/2 {
 			d.Missing = append(d.Missing, b.ID)
 		}
 	}

@@ -40,6 +40,8 @@ func TestJudge(t *testing.T) {
 		{"one says it twice", 3, nil, []upkeep.Report{report(1, gone(3, 500)), report(1, gone(3, 500))}, nil, nil, false},
 		{"who isn't of the council doesn't count", 4, nil, []upkeep.Report{report(1, gone(3, 500)), report(4, gone(3, 500))}, nil, nil, false},
 		{"two of four are too many", 4, nil, []upkeep.Report{report(1, gone(3, 500), gone(4, 500)), report(2, gone(3, 500), gone(4, 500))}, nil, nil, true},
+		{"nor if the second is missed later", 4, nil, []upkeep.Report{report(1, gone(3, 500), gone(4, 300)), report(2, gone(3, 500), gone(4, 300))}, nil, nil, true},
+		{"but long after that, yes", 4, nil, []upkeep.Report{report(1, gone(3, 500), gone(4, 100)), report(2, gone(3, 500), gone(4, 100))}, []uint64{3}, nil, false},
 		{"two of eight are not", 8, nil, []upkeep.Report{report(1, gone(7, 500), gone(8, 500)), report(2, gone(7, 500), gone(8, 500)), report(3, gone(7, 500), gone(8, 500))}, []uint64{7, 8}, nil, false},
 		{"one died before, and is not healed", 4, dead(3), []upkeep.Report{report(1, gone(3, 900), gone(4, 500)), report(2, gone(3, 900), gone(4, 500))}, nil, nil, true},
 		{"a dead one is back", 3, dead(3), []upkeep.Report{report(1, here(3, 5)), report(2, here(3, 5))}, nil, []uint64{3}, false},
