@@ -319,6 +319,9 @@ func (k *carrier) closeGone(c *config.Config) {
 		}
 	}
 	closeSlots(k.b, gone)
+	for _, s := range gone {
+		k.b.leaders.leave(s.shard)
+	}
 }
 
 // closeSlots closes partitions, a bounded number at once.

@@ -118,6 +118,25 @@ func (l *leaders) lost(shard uint64) {
 	}
 }
 
+// leave notes that this broker has no replica of the shard any more: what its own Raft said last counts no
+// more than what the others tell, whose terms may be lower than those of a replica that was removed.
+func (l *leaders) leave(shard uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.cells[shard]
+	if c == nil {
+		return
+	}
+	was := c.load()
+	if was.broker == l.b.self() {
+		was.broker = 0
+	}
+	delete(l.fresh, shard)
+	c.now.Store(&leading{broker: was.broker, since: was.since})
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
 // keep forgets the shards that no epoch names any more.
 func (l *leaders) keep(c *config.Config, named map[uint64]bool) {
 	l.mu.Lock()

@@ -58,7 +58,7 @@ func (c *Cluster) Moved(topic string) {
 	Eventually(c.t, "no partition of "+topic+" moves any more", func() bool {
 		for _, m := range c.Running() {
 			t := m.API().Store.Current().Topic(topic)
-			if slices.ContainsFunc(t.Partitions, func(p config.Partition) bool { return p.Moving() }) {
+			if t == nil || slices.ContainsFunc(t.Partitions, func(p config.Partition) bool { return p.Moving() }) {
 				return false
 			}
 		}
