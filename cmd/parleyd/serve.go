@@ -138,7 +138,7 @@ func (s *settings) broker(log zerolog.Logger) broker.Config {
 		Name: s.Name, DataDir: s.DataDir,
 		Listen: s.Listen, AdvertiseClient: s.AdvertiseClient, HTTP: s.HTTP,
 		PeerListen: s.PeerListen, AdvertisePeer: s.AdvertisePeer, RaftListen: s.RaftListen, AdvertiseRaft: s.AdvertiseRaft,
-		InitialCluster: s.InitialCluster, SecretFile: s.SecretFile,
+		InitialCluster: s.InitialCluster, Join: s.Join, DeadAfter: s.DeadAfter, SecretFile: s.SecretFile,
 		PeerTLS: broker.PeerTLS{Cert: s.PeerTLSCert, Key: s.PeerTLSKey, CA: s.PeerTLSCA},
 		Rack:    s.Rack, Weight: s.Weight,
 		TLS:  broker.TLS{Cert: s.TLSCert, Key: s.TLSKey, ClientCA: s.TLSClientCA},
