@@ -231,6 +231,9 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
 			at := s.brokerOf(l.Leader)
+			if l.Leader == 0 && s.joining() {
+				return // it has yet to be told of anybody
+			}
 			if at == 0 && l.Leader != 0 {
 				return // an epoch that this broker doesn't know yet has it: the leader tells the others itself
 			}
@@ -270,6 +273,15 @@ func (k *carrier) catchUp(s *slot, p *partition.Partition) {
 		return
 	}
 	for k.b.carryCtx.Err() == nil && s.partition.Load() == p {
+		if s.joining() { // nobody can say yet what it has to have
+			pause := time.NewTimer(progressEvery)
+			select {
+			case <-pause.C:
+			case <-k.b.carryCtx.Done():
+			}
+			pause.Stop()
+			continue
+		}
 		select {
 		case k.b.catchRoom <- struct{}{}:
 		case <-k.b.carryCtx.Done():

@@ -42,6 +42,7 @@ const (
 type lead struct {
 	shard uint64
 	now   atomic.Pointer[leading]
+	told  uint64 // the broker that last said that it leads; guarded by leaders.mu
 }
 
 // leading is replaced, never changed.
@@ -127,12 +128,12 @@ func (l *leaders) leave(shard uint64) {
 	if c == nil {
 		return
 	}
-	was := c.load()
-	if was.broker == l.b.self() {
-		was.broker = 0
+	broker := c.told
+	if broker == l.b.self() {
+		broker = 0
 	}
 	delete(l.fresh, shard)
-	c.now.Store(&leading{broker: was.broker, since: was.since})
+	c.now.Store(&leading{broker: broker, since: time.Now()})
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -263,6 +264,7 @@ func (l *leaders) told(_ context.Context, from mesh.Identity, msg []byte) ([]byt
 	for _, e := range led {
 		named[e.shard] = true
 		l.set(e.shard, e.term, from.Broker)
+		l.cell(e.shard).told = from.Broker
 	}
 	if !full {
 		return nil, nil

@@ -164,7 +164,8 @@ func (b *Broker) tellProgress(all bool) {
 		}
 		g := &s.progress
 		g.mu.Lock()
-		news := all || g.told != index || g.toldTo != now.broker || g.toldTerm != now.term
+		// Who joins is told of again and again: the leader may not know the replica yet, and waits for it.
+		news := all || s.joining() || g.told != index || g.toldTo != now.broker || g.toldTerm != now.term
 		g.told, g.toldTo, g.toldTerm = index, now.broker, now.term
 		g.mu.Unlock()
 		if news && now.broker != 0 {
