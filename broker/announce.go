@@ -101,7 +101,7 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 		self.State = was.State
 		keepSuperseded(&self, was)
 		if next.ClusterID == "" {
-			next.ClusterID, next.FeatureLevel = b.id.ClusterID, config.Level
+			next.ClusterID, next.FeatureLevel = b.id.ClusterID, b.level()
 			next.Change = fmt.Sprintf("cluster formed by broker %s", self.Name)
 		} else {
 			if was.Incarnation != self.Incarnation {

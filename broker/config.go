@@ -17,6 +17,7 @@ import (
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // Defaults and bounds of a Config.
@@ -147,7 +148,10 @@ type Config struct {
 	BalanceAfter time.Duration
 	// UpkeepEvery is how often is looked whether the cluster needs anything; default 1 s.
 	UpkeepEvery time.Duration
-	Limits      Limits
+	// FeatureLevel is the newest feature level that this broker says it knows; default: the newest
+	// that it does know. Negative: none, as before there were any.
+	FeatureLevel int
+	Limits       Limits
 }
 
 // Limits of what a broker does at once.
@@ -345,6 +349,9 @@ func (c *Config) check() error {
 		return bad("cluster-secret-file", c.SecretFile, "a secret was given as well")
 	case len(c.Rack) > 256:
 		return bad("rack", c.Rack, "allowed are up to 256 bytes")
+	}
+	if c.FeatureLevel > config.Level {
+		return bad("feature-level", fmt.Sprint(c.FeatureLevel), fmt.Sprintf("this program knows up to %d", config.Level))
 	}
 	if c.DeadAfter < minDeadAfter {
 		return bad("dead-after", c.DeadAfter.String(), "allowed is a second or more; less than a minute moves replicas whenever a machine restarts")

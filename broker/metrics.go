@@ -153,6 +153,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descReady, flag(b.NotReady() == ""))
 	gauge(descFree, float64(b.space.Free()))
 	gauge(descFull, flag(b.space.Full()))
+	b.keeper.collect(gauge)
 	held, deleted := b.trash.held()
 	gauge(descTrash, float64(held))
 	counter(descTossed, float64(deleted))

@@ -243,7 +243,15 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 }
 
 // level is the newest feature level that this broker knows.
-func (b *Broker) level() uint32 { return config.Level }
+func (b *Broker) level() uint32 {
+	switch l := b.c.FeatureLevel; {
+	case l < 0:
+		return 0
+	case l > 0:
+		return uint32(l)
+	}
+	return config.Level
+}
 
 // sameList compares the list that this broker was started with to what its data
 // directory knows.

@@ -208,3 +208,43 @@ func TestTooManyDead(t *testing.T) {
 		return stateOf(t, b1, "b5") == "dead" && held(t, b1)["b5"] == 0
 	})
 }
+
+// TestFeatureLevelRises: when every broker knows the newer level, and not before. Until then what
+// needs it is refused, and nothing else is any different.
+func TestFeatureLevelRises(t *testing.T) {
+	t.Parallel()
+	old := func(c *broker.Config) { c.FeatureLevel = -1 }
+	c := brokertest.StartCluster(t, 3, quick(time.Minute), old)
+	createR3(t, c, "t", 2)
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	for i, m := range c.Brokers {
+		if s := status(t, c.Brokers[0]); s.FeatureLevel != 0 {
+			t.Fatalf("feature level %d with %d of 3 brokers upgraded", s.FeatureLevel, i)
+		}
+		if _, err := drain(t, c.Brokers[0], "b3"); err == nil || !strings.Contains(err.Error(), "feature level 0") {
+			t.Errorf("drain: %v", err)
+		}
+		load.More(5)
+		m.Stop()
+		m.Start(func(c *broker.Config) { c.FeatureLevel = 0 })
+		c.InSync("t")
+	}
+	brokertest.Eventually(t, "feature level 1", func() bool { return status(t, c.Brokers[0]).FeatureLevel == 1 })
+	load.More(5)
+	load.Check(c.URLs())
+	// One that knows less is not let in any more.
+	late := c.Add("b4", old)
+	anyOf(t, startAll(t, late.Config()), "feature level 1", "use a newer version")
+}
+
+// TestMetricsOfUpkeep: what an alarm can be made of.
+func TestMetricsOfUpkeep(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t, quick(time.Minute))
+	for name, want := range map[string]uint64{`parley_brokers{state="active"}`: 1, `parley_brokers{state="dead"}`: 0, "parley_brokers_missing": 0, "parley_healing_paused": 0,
+		"parley_partitions_moving": 0, "parley_feature_level": 1, "parley_replicas_uneven": 0, "parley_council_seats": 1} {
+		if got := metric(t, b.Addresses().HTTP, name); got != want {
+			t.Errorf("%s is %d, want %d", name, got, want)
+		}
+	}
+}
