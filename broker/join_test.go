@@ -132,11 +132,15 @@ func TestRemovedBrokerStops(t *testing.T) {
 		t.Errorf("it stopped with %v", err)
 	}
 	up.Broker = nil
-	b, err := broker.Start(t.Context(), away.Config())
-	if !errors.As(err, &gone) || gone.ID != 5 {
-		t.Errorf("started after it was removed: %v", err)
-		if err == nil {
-			_ = b.Close(context.Background())
+	for id, m := range map[uint64]*brokertest.Member{4: up, 5: away} {
+		ctx, cancel := context.WithTimeout(t.Context(), brokertest.Wait)
+		b, err := broker.Start(ctx, m.Config())
+		cancel()
+		if gone = nil; !errors.As(err, &gone) || gone.ID != id {
+			t.Errorf("broker %d started after it was removed: %v", id, err)
+			if err == nil {
+				_ = b.Close(context.Background())
+			}
 		}
 	}
 }

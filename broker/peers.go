@@ -222,6 +222,9 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 	if !b.id.Peers {
 		return nil // it began alone, and its own epochs name it
 	}
+	if id := b.self(); cur.Epoch > 0 && id != 0 && id < cur.NextBroker && cur.Broker(id) == nil {
+		return b.expelled(cur.Epoch)
+	}
 	if err := b.epochs.Bootstrap(ctx); err != nil {
 		if why := b.waiting.Load(); why != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %s", err, *why)

@@ -76,6 +76,7 @@ func (d *Decision) Any() bool {
 // configuration that this one is a copy of.
 func (d *Decision) Apply(c *config.Config) error {
 	var texts []string
+	moves := ""
 	say := func(format string, args ...any) { texts = append(texts, fmt.Sprintf(format, args...)) }
 	if d.Level > 0 {
 		c.FeatureLevel = d.Level
@@ -98,12 +99,19 @@ func (d *Decision) Apply(c *config.Config) error {
 		if err := c.SetTarget(m.Topic, m.Number, m.Brokers); err != nil {
 			return fmt.Errorf("move partition %s/%d: %w", m.Name, m.Number, err)
 		}
+		text := ""
 		switch {
-		case i < 3:
-			say("%s/%d to %s (%s)", m.Name, m.Number, Names(c, m.Brokers), m.Why)
+		case i == 0:
+			text = fmt.Sprintf("%s: %s/%d to %s", m.Why, m.Name, m.Number, Names(c, m.Brokers))
 		case i == len(d.Moves)-1:
-			say("and %d more moves", len(d.Moves)-3)
+			text = fmt.Sprintf(" and %d more", i)
+		default:
+			continue
 		}
+		moves += text
+	}
+	if moves != "" {
+		say("%s", moves)
 	}
 	if d.Even {
 		c.Uneven = 0

@@ -123,9 +123,9 @@ the partition is on takes it back. parley partition describe tells how far it is
 					return a.printJSON(change)
 				}
 				what := map[string]string{
-					"moving": "moves to", "reordered": "prefers another leader of", "unchanged": "is on, or on its way to,",
+					"moving": "moves to %s", "reordered": "stays on %s, the first of which is to lead", "unchanged": "is on, or on its way to, %s",
 				}[change.Change]
-				line := fmt.Sprintf("partition %s/%d %s %s", topic, n, what, strings.Join(change.Replicas, ","))
+				line := fmt.Sprintf("partition %s/%d "+what, topic, n, strings.Join(change.Replicas, ","))
 				if change.Detail != "" {
 					line += ": " + change.Detail
 				}
