@@ -51,7 +51,8 @@ func TestJoinGrowsCouncil(t *testing.T) {
 func TestJoinRefused(t *testing.T) {
 	t.Parallel()
 	c := brokertest.StartCluster(t, 3)
-	b4 := c.Join("b4")
+	// As a StatefulSet has it: the same settings for everybody.
+	b4 := c.Join("b4", func(cfg *broker.Config) { cfg.InitialCluster = c.Initial() })
 	t.Run("a name that is taken", func(t *testing.T) {
 		m := c.Brokers[1]
 		anyOf(t, startAll(t, b4.Config(func(c *broker.Config) { c.Name, c.DataDir = m.Name, t.TempDir() })),
