@@ -85,6 +85,7 @@ type Broker struct {
 	stamps      *stamps
 	movers      *movers
 	trash       *trash
+	copies      *pace
 	forwarders  peerSessions
 	forwards    *forwards
 	selfID      atomic.Uint64          // 0 until the cluster is formed
@@ -183,7 +184,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
-	b.movers = newMovers(b)
+	b.movers, b.copies = newMovers(b), newPace(c.CopyRate)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
@@ -420,7 +421,7 @@ func (b *Broker) openParts() (err error) {
 	}
 	b.host, err = c.OpenHost(HostConfig{
 		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
-		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks,
+		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks, Pace: b.copies.wait,
 		Memory: c.MemoryLimit, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
 	})
 	if err != nil {

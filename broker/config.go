@@ -30,6 +30,7 @@ const (
 	DefaultWeight         = 100
 	DefaultFreeSpaceFloor = 1 << 30
 	DefaultDeleteGrace    = 24 * time.Hour
+	DefaultCopyRate       = 64 << 20
 	DefaultTrashGrace     = 10 * time.Minute
 	DefaultDrainTime      = 5 * time.Second
 	DefaultRaftTick       = 50 * time.Millisecond
@@ -123,6 +124,9 @@ type Config struct {
 	// TrashGrace is how long data of a replica that moved away is kept; default 10 min. It goes earlier
 	// while the disk is full.
 	TrashGrace time.Duration
+	// CopyRate limits the bytes a second that copies of moving replicas take from this broker, all together;
+	// default 64 MiB, negative: no limit.
+	CopyRate int64
 	// OnMoveStep is told each step of a move before this broker takes it as the partition's leader: add,
 	// promote, transfer, remove, renew or done.
 	OnMoveStep func(topic string, partition int32, step string)
@@ -183,10 +187,12 @@ type HostConfig struct {
 	Secret   []byte                                                      // of the cluster; nil: none
 	TLS      *tls.Config                                                 // mutual, for both sides; nil: none
 	Tick     time.Duration
-	Election int   // ticks
-	Memory   int64 // Config.MemoryLimit
-	Logger   zerolog.Logger
-	OnFatal  func(error)
+	Election int // ticks
+	// Pace lets n bytes of a copy through in their turn; false when stop closes first.
+	Pace    func(stop <-chan struct{}, n int) bool
+	Memory  int64 // Config.MemoryLimit
+	Logger  zerolog.Logger
+	OnFatal func(error)
 }
 
 // TLS names PEM files. With a client CA, clients must show a certificate.
@@ -247,6 +253,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.PurgeEvery == 0 {
 		c.PurgeEvery = time.Minute
+	}
+	if c.CopyRate == 0 {
+		c.CopyRate = DefaultCopyRate
 	}
 	if c.TrashGrace == 0 {
 		c.TrashGrace = DefaultTrashGrace

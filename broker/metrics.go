@@ -127,6 +127,7 @@ var (
 	descMoves  = prometheus.NewDesc("parley_moves_total", "Moves that this broker finished as the partition's leader.", nil, nil)
 	descSteps  = prometheus.NewDesc("parley_move_steps_total", "Steps of moves that this broker took.", []string{"step"}, nil)
 	descTrash  = prometheus.NewDesc("parley_trash_replicas", "Replicas that moved away from this broker and whose data is still here.", nil, nil)
+	descSent   = prometheus.NewDesc("parley_copied_bytes_total", "Bytes of copies that this broker sent to replicas that lacked too much for the Raft log.", nil, nil)
 	descTossed = prometheus.NewDesc("parley_trash_deleted_total", "Replicas that moved away and whose data was deleted.", nil, nil)
 
 	descEpoch = prometheus.NewDesc("parley_epoch", "Newest epoch this broker knows.", nil, nil)
@@ -156,6 +157,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 	b.keeper.collect(gauge)
 	held, deleted := b.trash.held()
 	gauge(descTrash, float64(held))
+	counter(descSent, float64(b.copies.copied()))
 	counter(descTossed, float64(deleted))
 	counter(descMoves, float64(b.movers.finished.Load()))
 	for kind := range b.movers.steps {

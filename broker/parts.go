@@ -20,7 +20,7 @@ func openRaft(c HostConfig) (replication.Host, error) {
 	rc := raft.Config{
 		Dir: c.Dir, Listen: c.Listen, Listener: c.Listener, Dial: c.Dial, Secret: c.Secret, TLS: c.TLS,
 		Tick: c.Tick, ElectionTicks: uint64(max(c.Election, 0)), Resolve: c.Resolve, Deployment: deployment(c.Cluster),
-		Logger: c.Logger, OnFatal: c.OnFatal,
+		Logger: c.Logger, OnFatal: c.OnFatal, Pace: c.Pace,
 	}
 	if c.Memory > 0 {
 		rc.WriteBuffer = int(min(max(c.Memory/16, 8<<20), raft.DefaultWriteBuffer))

@@ -26,6 +26,8 @@ type settings struct {
 	InitialCluster   string
 	Join             string
 	DeadAfter        time.Duration
+	CopyRate         int64
+	TrashGrace       time.Duration
 	SecretFile       string
 	PeerTLSCert      string
 	PeerTLSKey       string
@@ -89,6 +91,10 @@ func options() []option {
 			set: text(func(s *settings) *string { return &s.Join })},
 		{flag: "dead-after", meta: "SPAN", initial: "5m", usage: "how long a majority of the council must find a broker unreachable before its replicas are given to others",
 			set: span(time.Second, func(s *settings) *time.Duration { return &s.DeadAfter })},
+		{flag: "copy-rate", meta: "SIZE", initial: "64MiB", usage: "bytes a second that copies of replicas that move take from this broker, all together; 0 for no limit",
+			set: size(0, 1<<62, func(s *settings) *int64 { return &s.CopyRate })},
+		{flag: "trash-grace", meta: "SPAN", initial: "10m", usage: "how long data of a replica that moved away is kept; while the disk is full it goes at once",
+			set: span(time.Second, func(s *settings) *time.Duration { return &s.TrashGrace })},
 		{flag: "cluster-secret-file", meta: "FILE", usage: "file with a secret that all brokers of the cluster share; needed, or peer TLS, where peers or Raft listen beyond loopback",
 			set: text(func(s *settings) *string { return &s.SecretFile })},
 		{flag: "peer-tls-cert", meta: "FILE", usage: "certificate of this broker for others, PEM; TLS between brokers is mutual",

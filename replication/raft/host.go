@@ -228,6 +228,7 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	r := p.Replica
 	limits := h.cuts.limits(r.Shard)
 	p.machine = newMachine(sm, opened, limits, h.fatal, h.warn, func(size int64) { h.cuts.grown(p, size) })
+	p.machine.pace = h.config.Pace
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
 	cut := uint64(0)
 	if known {
