@@ -51,9 +51,12 @@ func (k *carrier) run(ctx context.Context) {
 	watch := k.b.epochs.Watch(ctx)
 	tick := time.NewTicker(k.b.c.PurgeEvery)
 	defer tick.Stop()
+	due := time.NewTimer(k.b.c.PurgeEvery) // of the trash
+	defer due.Stop()
 	var current *config.Config
 	for {
 		select {
+		case <-due.C:
 		case <-ctx.Done():
 			return
 		case c, ok := <-watch:
@@ -70,6 +73,9 @@ func (k *carrier) run(ctx context.Context) {
 			k.b.c.Logger.Error().Err(err).Uint64("epoch", current.Epoch).Msg("epoch could not be carried out")
 		}
 		k.expire(ctx, current)
+		if at := k.b.trash.next(); !at.IsZero() {
+			due.Reset(min(max(at.Sub(k.b.c.Clock()), trashPause), k.b.c.PurgeEvery))
+		}
 	}
 }
 

@@ -35,6 +35,7 @@ type trash struct {
 const (
 	trashFile    = "trash"
 	confirmWait  = 5 * time.Second // for the epoch that forgets
+	trashPause   = time.Second     // before what failed is tried again
 	trashVersion = 1
 )
 
@@ -225,14 +226,14 @@ func (t *trash) confirm(ctx context.Context, ids []uint64) error {
 	return nil
 }
 
-// next is when something in the trash is due, zero for never.
+// next is when something in the trash is due, zero while there is nothing.
 func (t *trash) next() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var first time.Time
-	for id, since := range t.since {
+	for _, since := range t.since {
 		at := time.UnixMilli(since).Add(t.b.c.TrashGrace)
-		if !t.gone[id] && (first.IsZero() || at.Before(first)) {
+		if first.IsZero() || at.Before(first) {
 			first = at
 		}
 	}
