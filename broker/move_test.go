@@ -12,6 +12,7 @@ import (
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
 
@@ -317,19 +318,83 @@ func TestMovedAway(t *testing.T) {
 	})
 	load.Check(b3.URL()) // it passes on to those that have it
 
-	// A topic is created while b3 is away and moves before it is back.
+	// A topic is created while b3 is away, which is to have a replica of it, and its replica set is another when b3 is
+	// back: it joins, instead of making a second group of the replicas that it finds.
 	b3.Kill()
-	c.Running()[0].CreateTopic(wire.TopicSpec{Name: "u", Partitions: 1, Replicas: 3})
-	c.Propose(func(next *config.Config) error { // with b3 from the beginning, which placement wouldn't do
-		p := &next.Topic("u").Partitions[0]
-		if _, ok := p.On(next.BrokerNamed("b3").ID); ok {
-			return nil
+	c.Propose(func(next *config.Config) error {
+		u := config.Topic{ID: next.TakeTopic(), Name: "u", Subjects: config.DefaultSubjects("u"), CreatedAt: 1}
+		p := config.Partition{Shard: next.TakeShard()}
+		for _, name := range []string{"b1", "b2", "b3"} {
+			p.Replicas = append(p.Replicas, config.Replica{ID: next.TakeReplica(), Broker: next.BrokerNamed(name).ID})
 		}
-		return next.SetTarget(next.Topic("u").ID, 0, []uint64{p.Replicas[0].Broker, p.Replicas[1].Broker, next.BrokerNamed("b3").ID})
+		u.Partitions = []config.Partition{p}
+		next.Topics = append(next.Topics, u)
+		return nil
 	})
+	brokertest.Eventually(t, "the topic has a leader", func() bool { return c.Describe("u").Partitions[0].Leader != "" })
 	second := brokertest.StartLoad(t, c.URLs(), "u", 1)
 	second.More(50)
+	c.Move("u", 0, "b1", "b4", "b3")
+	brokertest.Eventually(t, "it has moved with b3 away", func() bool { p := c.Partition("u", 0); return !p.Moving() })
+	second.More(50)
 	b3.Start()
+	c.InSync("u")
+	c.Move("u", 0, "b3", "b4", "b1")
 	c.Moved("u")
+	second.More(50)
 	second.Check(c.URLs())
+	clean(t, c, "u")
+}
+
+// TestMoveComparesMembers: members that were changed between the decision and the step stop the step.
+func TestMoveComparesMembers(t *testing.T) {
+	t.Parallel()
+	var hook atomic.Pointer[func(step string)]
+	c := brokertest.StartCluster(t, 4, quickTrash, unkept, func(c *broker.Config) {
+		c.OnMoveStep = func(_ string, _ int32, step string) {
+			if h := hook.Load(); h != nil {
+				(*h)(step)
+			}
+		}
+	})
+	createOn(t, c, "t", "b1", "b2", "b3")
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	at := map[string]uint64{}
+	for _, r := range c.Partition("t", 0).Replicas {
+		at[c.Epoch().Broker(r.Broker).Name] = r.ID
+	}
+	b1 := c.Member("b1")
+	ctx, cancel := context.WithTimeout(context.Background(), brokertest.Wait)
+	defer cancel()
+	seen := make(chan error, 1)
+	changed := false
+	once := func(step string) {
+		switch {
+		case step == "remove" && !changed: // b3, while somebody else removes b2
+			changed = true
+			if err := b1.ChangeMembers(ctx, "t", 0, replication.Change{Kind: replication.Remove, Replica: at["b2"]}); err != nil {
+				seen <- err
+			}
+		case changed: // the step after that one
+			hook.Store(nil)
+			m, err := b1.Members(ctx, "t", 0)
+			if _, voter := m.Voters[at["b3"]]; err == nil && !voter {
+				err = fmt.Errorf("b3 was removed by a step that was made for other members: before %s there are %+v", step, m)
+			}
+			seen <- err
+		}
+	}
+	hook.Store(&once)
+	c.Move("t", 0, "b1", "b2", "b4")
+	select {
+	case err := <-seen:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-ctx.Done():
+		t.Fatal("the move does not go on")
+	}
+	c.Moved("t") // b2 has a fresh replica
+	load.Check(c.URLs())
+	clean(t, c, "t")
 }
