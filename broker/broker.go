@@ -85,7 +85,7 @@ type Broker struct {
 	stamps      *stamps
 	movers      *movers
 	trash       *trash
-	copies      *pace
+	copies      *outflow
 	forwarders  peerSessions
 	forwards    *forwards
 	selfID      atomic.Uint64          // 0 until the cluster is formed
@@ -184,7 +184,7 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
-	b.movers, b.copies = newMovers(b), newPace(c.CopyRate)
+	b.movers, b.copies = newMovers(b), newOutflow(c.CopyRate)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})

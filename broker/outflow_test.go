@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-func TestPace(t *testing.T) {
+func TestOutflow(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
-	p := newPace(1 << 20)
+	p := newOutflow(1 << 20)
 	p.now = func() time.Time { return now }
 	waited := time.Duration(0)
 	for range 64 { // 64 pieces of 64 KiB are 4 s
@@ -25,7 +25,7 @@ func TestPace(t *testing.T) {
 	if d := p.take(1 << 20); d < 900*time.Millisecond {
 		t.Errorf("after a pause 1 MiB waits for %v", d)
 	}
-	if d := newPace(-1).take(1 << 30); d != 0 {
+	if d := newOutflow(-1).take(1 << 30); d != 0 {
 		t.Errorf("no limit waits for %v", d)
 	}
 	stop := make(chan struct{})
@@ -35,9 +35,9 @@ func TestPace(t *testing.T) {
 	}
 }
 
-func BenchmarkPace(b *testing.B) {
+func BenchmarkOutflow(b *testing.B) {
 	b.ReportAllocs()
-	p := newPace(1 << 50)
+	p := newOutflow(1 << 50)
 	stop := make(chan struct{})
 	for b.Loop() {
 		p.wait(stop, 64<<10)

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// pace limits the bytes a second that copies of replicas take from this broker, all of them together, so that
+// outflow limits the bytes a second that copies of replicas take from this broker, all of them together, so that
 // what is published doesn't wait for the disk and the network that they use. What a new replica reads from the Raft log's
 // end isn't counted: it is what everybody else gets too.
-type pace struct {
+type outflow struct {
 	perSecond int64 // 0: no limit
 
 	mu   sync.Mutex
@@ -17,13 +17,13 @@ type pace struct {
 	sum  int64
 }
 
-// paceBurst is for how long a copy that stood still may catch up.
-const paceBurst = 50 * time.Millisecond
+// outflowBurst is for how long a copy that stood still may catch up.
+const outflowBurst = 50 * time.Millisecond
 
-func newPace(perSecond int64) *pace { return &pace{perSecond: max(perSecond, 0), now: time.Now} }
+func newOutflow(perSecond int64) *outflow { return &outflow{perSecond: max(perSecond, 0), now: time.Now} }
 
 // take returns for how long n bytes have to wait.
-func (p *pace) take(n int) time.Duration {
+func (p *outflow) take(n int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sum += int64(n)
@@ -31,7 +31,7 @@ func (p *pace) take(n int) time.Duration {
 		return 0
 	}
 	now := p.now()
-	if earliest := now.Add(-paceBurst); p.free.Before(earliest) {
+	if earliest := now.Add(-outflowBurst); p.free.Before(earliest) {
 		p.free = earliest
 	}
 	p.free = p.free.Add(time.Duration(float64(n) / float64(p.perSecond) * float64(time.Second)))
@@ -39,7 +39,7 @@ func (p *pace) take(n int) time.Duration {
 }
 
 // wait lets n bytes through in their turn; false when stop closes first.
-func (p *pace) wait(stop <-chan struct{}, n int) bool {
+func (p *outflow) wait(stop <-chan struct{}, n int) bool {
 	d := p.take(n)
 	if d <= 0 {
 		return true
@@ -55,7 +55,7 @@ func (p *pace) wait(stop <-chan struct{}, n int) bool {
 }
 
 // copied is how many bytes were let through.
-func (p *pace) copied() int64 {
+func (p *outflow) copied() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.sum
