@@ -20,7 +20,9 @@ type outflow struct {
 // outflowBurst is for how long a copy that stood still may catch up.
 const outflowBurst = 50 * time.Millisecond
 
-func newOutflow(perSecond int64) *outflow { return &outflow{perSecond: max(perSecond, 0), now: time.Now} }
+func newOutflow(perSecond int64) *outflow {
+	return &outflow{perSecond: max(perSecond, 0), now: time.Now}
+}
 
 // take returns for how long n bytes have to wait.
 func (p *outflow) take(n int) time.Duration {
