@@ -255,3 +255,47 @@ func TestStepsInOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestStepsWait: what a move waits for, and that it says so.
+func TestStepsWait(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		prepare func(w *world)
+		room    bool
+		want    string
+	}{
+		"the target's broker is down": {func(w *world) { w.down[4] = true }, true, "wait 4 adding: its broker has not opened it"},
+		"others are being copied":     {func(w *world) {}, false, "wait 4 waiting: as many replicas as may be copied at once are being copied"},
+		"it catches up":               {func(w *world) { w.members.NonVoting[4] = "" }, true, "wait 4 copying: it is catching up"},
+		"the others lag": {func(w *world) {
+			w.members.NonVoting[4], w.caught[4] = "", true
+			w.caught[2], w.caught[3] = false, false
+		}, true, "wait 4 promoting: with it only 2 of 4 voters would be live"},
+		"the others lag when one is to go": {func(w *world) {
+			w.members.Voters[4], w.caught[4] = "", true
+			w.caught[2], w.caught[4] = false, false
+		}, true, "wait 3 removing: without replica 3 only 1 of 3 voters are live"},
+		"nobody is there to lead": {func(w *world) {
+			if err := w.c.SetTarget(1, 0, []uint64{4, 5, 6}); err != nil {
+				t.Fatal(err)
+			}
+			clear(w.members.Voters)
+			for id := range uint64(4) {
+				w.members.Voters[3+id] = ""
+			}
+			w.leader, w.caught[3] = 3, true
+		}, true, "wait 3 handing over: the leader leaves, and no replica that stays is in sync"},
+	} {
+		w := newWorld(t, rand.New(rand.NewPCG(1, 1)), 6, 3)
+		if err := w.c.SetTarget(1, 0, []uint64{1, 2, 4}); err != nil {
+			t.Fatal(err)
+		}
+		c.prepare(w)
+		v := w.view()
+		v.room = c.room
+		s := nextStep(v)
+		if got := fmt.Sprintf("%s %d %s: %s", s.kind, s.replica.ID, s.phase, s.why); got != c.want {
+			t.Errorf("%s: %s\nwant %s", name, got, c.want)
+		}
+	}
+}

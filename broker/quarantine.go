@@ -28,6 +28,8 @@ const (
 	// that damages whatever is written to it must not have the others copy for ever.
 	damageMost = 3
 	damageWait = 5 * time.Second // for the epoch
+	// damageAgain is the pause after an attempt that failed.
+	damageAgain = 10 * time.Second
 )
 
 // damage says what is wrong with this broker's replica, if anything is.
@@ -73,6 +75,7 @@ func (b *Broker) watchDamage(ctx context.Context) {
 	defer tick.Stop()
 	asked := map[uint64]int{} // by shard
 	told := map[uint64]bool{} // replicas
+	again := map[uint64]time.Time{}
 	for {
 		select {
 		case <-tick.C:
@@ -89,7 +92,7 @@ func (b *Broker) watchDamage(ctx context.Context) {
 				b.c.Logger.Error().Str("topic", s.topic).Int32("partition", s.number).Uint64("replica", s.replica.ID).Str("damage", why).
 					Msg("replica is damaged: it is to be replaced by a fresh one, its files stay until that is in sync")
 			}
-			if asked[s.shard] >= damageMost {
+			if asked[s.shard] >= damageMost || time.Now().Before(again[s.shard]) {
 				continue
 			}
 			if b.leadsNow(s) || !b.spared(ctx, s) {
@@ -98,6 +101,7 @@ func (b *Broker) watchDamage(ctx context.Context) {
 			done, err := b.quarantine(ctx, s, why)
 			switch {
 			case err != nil && ctx.Err() == nil:
+				again[s.shard] = time.Now().Add(damageAgain)
 				b.c.Logger.Warn().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("damaged replica could not be replaced yet, it is tried again")
 			case done:
 				if asked[s.shard]++; asked[s.shard] == damageMost {
