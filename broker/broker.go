@@ -160,7 +160,22 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure broker: %w", err)
 	}
-	b = &Broker{
+	b = newBroker(c)
+	if err := b.start(ctx); err != nil {
+		b.stopping.Store(true)
+		return nil, errors.Join(err, b.shut(context.Background()))
+	}
+	// What failed once there was work in the background, but before fatal could
+	// tell that Start was through.
+	if err := b.failed.Load(); err != nil {
+		return nil, errors.Join(*err, b.Close(context.Background()))
+	}
+	return b, nil
+}
+
+// newBroker puts a broker together that has touched nothing yet.
+func newBroker(c Config) *Broker {
+	b := &Broker{
 		c: c, started: time.Now(), router: interest.NewRouter(), ready: newReadiness(),
 		fetchRoom: make(chan struct{}, c.Limits.FetchReplies), requestRoom: make(chan struct{}, c.Limits.Requests),
 		catchRoom: make(chan struct{}, c.Limits.Openings),
@@ -188,22 +203,16 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
-	if err := b.start(ctx); err != nil {
-		b.stopping.Store(true)
-		return nil, errors.Join(err, b.shut(context.Background()))
-	}
-	// What failed once there was work in the background, but before fatal could
-	// tell that Start was through.
-	if err := b.failed.Load(); err != nil {
-		return nil, errors.Join(*err, b.Close(context.Background()))
-	}
-	return b, nil
+	return b
 }
 
 func (b *Broker) start(ctx context.Context) (err error) {
 	c := &b.c
 	// 1. The data directory: nobody else has it, and it is ours.
 	if b.dir, err = openDataDir(c.DataDir); err != nil {
+		return err
+	}
+	if err := b.noRecovery(); err != nil {
 		return err
 	}
 	initial, err := c.initial()

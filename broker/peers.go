@@ -262,6 +262,9 @@ func (b *Broker) sameList(cur *config.Config, initial []epoch.Listed) error {
 	if len(initial) < 2 || cur.Epoch == 0 {
 		return nil
 	}
+	if b.id.Peers && len(cur.Brokers) == 1 {
+		return nil // all others were removed, or it was recovered without them
+	}
 	for _, l := range initial {
 		if l.Name != b.c.Name && cur.BrokerNamed(l.Name) != nil {
 			return nil // membership may have changed since, but it is that cluster

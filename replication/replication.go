@@ -190,9 +190,22 @@ type Replica struct {
 	Initial map[uint64]string
 	Join    bool
 
+	// Again: the replica is a member and was started here before. When nothing is known of it, Start fails
+	// with ErrLost: to join under its old id would make it forget what it voted for, and a first
+	// replica that joins stays non-voting for ever.
+	Again bool
+
 	// OnLeader is called on each change of leadership, in order, one at a
 	// time. It must not block.
 	OnLeader func(Leadership)
+}
+
+// Cutting is a Log that can be told to forget its entries.
+type Cutting interface {
+	// Cut syncs the state machine and has the log begin after what it has applied, from the next
+	// start of the replica on at the latest: whoever joins later gets a snapshot, and never
+	// the entries. For a state that the entries alone don't lead to.
+	Cut(ctx context.Context) error
 }
 
 // A Host runs the replicas of one broker.

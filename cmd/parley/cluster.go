@@ -159,7 +159,7 @@ func (a *app) clusterCommand() *cobra.Command {
 				})
 			},
 		},
-		a.clusterBalance(),
+		a.clusterBalance(), a.clusterRecover(),
 	)
 	return parent
 }

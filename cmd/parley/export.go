@@ -27,13 +27,13 @@ const (
 // manifest says what an export holds. While it isn't complete it says what is to be exported, so
 // that it can be gone on with.
 type manifest struct {
-	Format     int                  `json:"format"`
-	Complete   bool                 `json:"complete"`
-	Cluster    string               `json:"cluster_id"`
-	Topic      string               `json:"topic"`
-	Subjects   []string             `json:"subjects"`
-	Config     map[string]string    `json:"config"`
-	At         string               `json:"at"` // when it was begun, RFC 3339
+	Format     int                 `json:"format"`
+	Complete   bool                `json:"complete"`
+	Cluster    string              `json:"cluster_id"`
+	Topic      string              `json:"topic"`
+	Subjects   []string            `json:"subjects"`
+	Config     map[string]string   `json:"config"`
+	At         string              `json:"at"` // when it was begun, RFC 3339
 	Partitions []exportedPartition `json:"partitions"`
 }
 
