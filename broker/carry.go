@@ -216,11 +216,13 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 
 func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part *config.Partition) {
 	b := k.b
-	// Only the first replicas of a partition begin with initial members. Where the replica set
-	// is another by now, who begins with it would make a second group.
-	join := part.Moved || !slices.Contains(part.Replicas, s.replica)
+	// Only the first replicas of a partition begin with initial members. Where the replica set is another
+	// by now, who begins with it would make a second group: a member that was never opened here, or is
+	// lost, is replaced.
+	join := !slices.Contains(part.Replicas, s.replica)
+	again := !join && part.Moved
 	var initial map[uint64]string
-	if !join {
+	if !join && !again {
 		initial = make(map[uint64]string, len(part.Replicas))
 		for _, m := range part.Replicas {
 			if at := c.Broker(m.Broker); at != nil {
@@ -230,7 +232,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 	}
 	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
-		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Alone: s.alone(),
+		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.alone(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},

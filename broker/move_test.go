@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -75,6 +76,26 @@ func clean(t *testing.T, c *brokertest.Cluster, topic string) {
 		return true
 	})
 	_ = state
+}
+
+// agree checks that all replicas of a partition know the same members.
+func agree(t *testing.T, c *brokertest.Cluster, topic string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), brokertest.Wait)
+	defer cancel()
+	var first *replication.Membership
+	for _, name := range c.Describe(topic).Partitions[0].Replicas {
+		m, err := c.Member(name).Members(ctx, topic, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = &m
+		}
+		if m.ConfigID != first.ConfigID || !maps.Equal(m.Voters, first.Voters) || len(m.NonVoting) > 0 {
+			t.Errorf("members as %s knows them are %+v, another says %+v", name, m, *first)
+		}
+	}
 }
 
 // TestMove: a partition moves under load, one replica and all of them at once, with one replica and with three.
@@ -286,7 +307,7 @@ func TestMoveRestart(t *testing.T) {
 }
 
 // TestMovedAway: a broker that was down while its replica moved away learns it when it is back; a broker that was down from the
-// beginning joins instead of starting a second group; what no epoch retires stays.
+// beginning doesn't start a second group; what no epoch retires stays.
 func TestMovedAway(t *testing.T) {
 	t.Parallel()
 	c := brokertest.StartCluster(t, 4, quickTrash, unkept)
@@ -319,7 +340,7 @@ func TestMovedAway(t *testing.T) {
 	load.Check(b3.URL()) // it passes on to those that have it
 
 	// A topic is created while b3 is away, which is to have a replica of it, and its replica set is another when b3 is
-	// back: it joins, instead of making a second group of the replicas that it finds.
+	// back: it gets a fresh one, instead of making a second group of the replicas that it finds.
 	b3.Kill()
 	c.Propose(func(next *config.Config) error {
 		u := config.Topic{ID: next.TakeTopic(), Name: "u", Subjects: config.DefaultSubjects("u"), CreatedAt: 1}
@@ -338,9 +359,14 @@ func TestMovedAway(t *testing.T) {
 	brokertest.Eventually(t, "it has moved with b3 away", func() bool { p := c.Partition("u", 0); return !p.Moving() })
 	second.More(50)
 	b3.Start()
-	c.InSync("u")
+	c.Moved("u")
+	agree(t, c, "u")
 	c.Move("u", 0, "b3", "b4", "b1")
 	c.Moved("u")
+	brokertest.Eventually(t, "b3 leads", func() bool { return c.Describe("u").Partitions[0].Leader == "b3" })
+	c.Move("u", 0, "b3", "b4", "b2") // which b3 carries out
+	c.Moved("u")
+	agree(t, c, "u")
 	second.More(50)
 	second.Check(c.URLs())
 	clean(t, c, "u")

@@ -93,6 +93,7 @@ type Config struct {
 	Replica     uint64
 	Initial     map[uint64]string
 	Join        bool
+	Again       bool // it was opened here before: see replication.Replica
 	Alone       bool // no other replica has what this one has: damage can't be repaired from others
 	Host        replication.Host
 	Engine      storage.Engine
@@ -151,7 +152,7 @@ func Open(ctx context.Context, c Config) (*Partition, error) {
 	p.a = newAppender(p)
 	ready := make(chan struct{})
 	log, err := c.Host.Start(ctx, replication.Replica{
-		Shard: c.Shard, Replica: c.Replica, Initial: c.Initial, Join: c.Join,
+		Shard: c.Shard, Replica: c.Replica, Initial: c.Initial, Join: c.Join, Again: c.Again,
 		OnLeader: func(l replication.Leadership) {
 			select {
 			case <-ready:

@@ -243,6 +243,8 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	case !known && opened > 0:
 		// Dragonboat would panic, and rightly: entries up to opened can't be vouched for.
 		err = fmt.Errorf("%w: state machine is at index %d, but its Raft log is gone: ask for a fresh replica id", replication.ErrLost, opened)
+	case !known && r.Again:
+		err = fmt.Errorf("%w: nothing is known of it here, and it has been a member: ask for a fresh replica id", replication.ErrLost)
 	case !known && !r.Join && len(r.Initial) == 0:
 		err = errors.New("nothing is known of it here: give Initial for one of the first replicas, or Join for a later one")
 	case !known && r.Join && len(r.Initial) > 0:
