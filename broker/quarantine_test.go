@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/parleymq/parley/broker"
+	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
 )
@@ -41,6 +43,20 @@ func flip(t *testing.T, dir, suffix string) {
 	if err != nil || n == 0 {
 		t.Fatalf("flip bits in %s below %s: %d files, %v", suffix, dir, n, err)
 	}
+}
+
+// transfer has a broker lead partition 0 of a topic.
+func transfer(t *testing.T, c *brokertest.Cluster, topic, to string) {
+	t.Helper()
+	brokertest.Eventually(t, to+" leads "+topic, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), brokertest.Wait)
+		defer cancel()
+		_, err := c.Brokers[0].API().PartitionTransfer(ctx, wire.PartitionTransfer{Topic: topic, To: to})
+		if e := api.AsError(err); err != nil && !e.Retriable {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // TestQuarantine: a replica that is damaged or has lost something is replaced by a fresh one on its broker, its files
@@ -91,13 +107,13 @@ func TestQuarantine(t *testing.T) {
 			}
 			if damage.found {
 				c.InSync("t")
-				ctx, cancel := context.WithTimeout(context.Background(), brokertest.Wait)
-				defer cancel()
-				if _, err := c.Brokers[0].API().PartitionTransfer(ctx, wire.PartitionTransfer{Topic: "t", To: "b2"}); err != nil {
-					t.Fatal(err)
-				}
+				transfer(t, c, "t", "b2")
 				brokertest.Eventually(t, "all records are read", func() bool { // by a client that tries again
 					all, err := brokertest.ReadAll(nc, "t", 0)
+					var e *wire.Error
+					if errors.As(err, &e) && !e.Retriable {
+						t.Fatalf("a reader is refused for good: %v", err)
+					}
 					for i, r := range all {
 						if string(r.Value) != value(i) {
 							t.Fatalf("record %d is %.20q", i, r.Value)
@@ -126,11 +142,7 @@ func TestQuarantine(t *testing.T) {
 			b2.Start()
 			clean(t, c, "t")
 			for _, m := range c.Brokers { // each leads in turn and has it all
-				ctx, cancel := context.WithTimeout(context.Background(), brokertest.Wait)
-				defer cancel()
-				if _, err := c.Brokers[0].API().PartitionTransfer(ctx, wire.PartitionTransfer{Topic: "t", To: m.Name}); err != nil {
-					t.Fatal(err)
-				}
+				transfer(t, c, "t", m.Name)
 				all, err := brokertest.ReadAll(m.Connect(), "t", 0)
 				if err != nil || len(all) != records {
 					t.Errorf("%s serves %d records, %v", m.Name, len(all), err)
@@ -138,4 +150,47 @@ func TestQuarantine(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestQuarantineSpares: a damaged replica goes on as a voter while the others have no majority without it, and says that it is
+// damaged.
+func TestQuarantineSpares(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 3, quickTrash, unkept)
+	createOn(t, c, "t", "b1", "b2", "b3")
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	load.More(200)
+	b2, b3 := c.Member("b2"), c.Member("b3")
+	dir := b2.Dir()
+	b2.Stop()
+	if err := os.RemoveAll(filepath.Join(dir, "log", "store")); err != nil {
+		t.Fatal(err)
+	}
+	b3.Stop()
+	before := c.Partition("t", 0)
+	b2.Launch()
+	if b2.Broker == nil {
+		t.FailNow()
+	}
+	load.More(200) // b1 and b2 are the majority
+	brokertest.Eventually(t, "the damage is told", func() bool {
+		p := c.Describe("t").Partitions[0]
+		return slices.Equal(p.Damaged, []string{"b2"}) && !slices.Contains(p.InSync, "b2")
+	})
+	h, err := c.Running()[0].API().ClusterHealth(context.Background(), api.None{})
+	if err != nil || !strings.Contains(strings.Join(h.Problems, "; "), "damaged") {
+		t.Errorf("health: %+v, %v", h, err)
+	}
+	load.More(500) // as long as it takes to look again
+	if p := c.Partition("t", 0); p.Moving() || !slices.Equal(p.Replicas, before.Replicas) {
+		t.Errorf("it is being replaced while b3 is away: %+v", p)
+	}
+	b3.Start()
+	brokertest.Eventually(t, "b2 gets a fresh replica", func() bool {
+		p := c.Partition("t", 0)
+		return !p.Moving() && !slices.Equal(p.Replicas, before.Replicas)
+	})
+	c.Moved("t")
+	load.Check(c.URLs())
+	clean(t, c, "t")
 }

@@ -79,4 +79,8 @@ func TestLogLostItsEnd(t *testing.T) {
 	}
 	waitLead(t, again)
 	mustPropose(t, again, "still here")
+	unknown := replication.Replica{Shard: 2, Replica: 2, Again: true}
+	if _, err := h.Start(t.Context(), unknown, replicationtest.NewLedger(nil)); !errors.Is(err, replication.ErrLost) {
+		t.Errorf("a member of which nothing is known: %v", err)
+	}
 }
