@@ -28,6 +28,9 @@ const (
 	// that damages whatever is written to it must not have the others copy for ever.
 	damageMost = 3
 	damageWait = 5 * time.Second // for the epoch
+	// damagePatience is for a replica that has yet to catch up: one that was cut off in the middle of a snapshot
+	// opens with holes, and is handed the snapshot again.
+	damagePatience = 30 * time.Second
 	// damageAgain is the pause after an attempt that failed.
 	damageAgain = 10 * time.Second
 )
@@ -73,8 +76,9 @@ func (b *Broker) readError(s *slot, err error) *wire.Error {
 func (b *Broker) watchDamage(ctx context.Context) {
 	tick := time.NewTicker(damageLook)
 	defer tick.Stop()
-	asked := map[uint64]int{} // by shard
-	told := map[uint64]bool{} // replicas
+	asked := map[uint64]int{}       // by shard
+	found := map[uint64]time.Time{} // replicas, and since when
+	told := map[uint64]bool{}       // replicas
 	again := map[uint64]time.Time{}
 	for {
 		select {
@@ -85,6 +89,15 @@ func (b *Broker) watchDamage(ctx context.Context) {
 		for _, s := range *b.local.Load() {
 			why, bad := s.damage()
 			if !bad || s.alone() {
+				delete(found, s.replica.ID)
+				continue
+			}
+			first, known := found[s.replica.ID]
+			if !known {
+				first = time.Now()
+				found[s.replica.ID] = first
+			}
+			if !s.lost.Load() && !s.current.Load() && time.Since(first) < damagePatience {
 				continue
 			}
 			if !told[s.replica.ID] {
