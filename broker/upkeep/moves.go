@@ -12,7 +12,7 @@ import (
 // Limits of what moves at the same time.
 const (
 	MaxMoving    = 32 // partitions
-	MaxReceiving = 4  // replicas that one broker gets
+	MaxReceiving = 8  // replicas that one broker gets
 )
 
 // Options of Next.
