@@ -197,6 +197,8 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 		for n, s := range t.parts {
 			switch p := s.partition.Load(); {
 			case !s.local || ctx.Err() != nil:
+			case p == nil && s.joining() && k.b.space.Full():
+				s.problem.Store(notHere(s.topic, s.number, "a replica of it is to come here, and the disk is full"))
 			case p == nil:
 				s.retention = keep
 				part := &c.Topics[i].Partitions[n]
@@ -232,7 +234,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 	}
 	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
-		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.alone(),
+		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.only(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},

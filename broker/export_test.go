@@ -11,6 +11,9 @@ import (
 // Logs lists the partition logs that this broker stores, open or not.
 func (b *Broker) Logs() ([]storage.LogID, error) { return b.engine.Logs() }
 
+// Problems are those that this broker tells of itself.
+func (b *Broker) Problems() []string { return runtime{b}.Problems() }
+
 // Members are those of a partition's Raft group, as this broker's replica knows them.
 func (b *Broker) Members(ctx context.Context, topic string, number int32) (replication.Membership, error) {
 	log, err := b.log(topic, number)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -421,6 +422,35 @@ func TestMoveComparesMembers(t *testing.T) {
 		t.Fatal("the move does not go on")
 	}
 	c.Moved("t") // b2 has a fresh replica
+	load.Check(c.URLs())
+	clean(t, c, "t")
+}
+
+// TestMoveFullDisk: nothing is copied to a disk that is full; when it no longer is, the move goes on.
+func TestMoveFullDisk(t *testing.T) {
+	t.Parallel()
+	var free atomic.Uint64
+	free.Store(100 << 30)
+	c := brokertest.StartCluster(t, 4, quickTrash, unkept, func(c *broker.Config) {
+		if c.Name == "b4" {
+			c.FreeSpaceFloor = 1 << 30
+			c.FreeSpace = func(string) (uint64, uint64, error) { return free.Load(), 100 << 30, nil }
+		}
+	})
+	createOn(t, c, "t", "b1", "b2", "b3")
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	free.Store(1)
+	brokertest.Eventually(t, "b4 says that its disk is full", func() bool {
+		return strings.Contains(strings.Join(c.Member("b4").Problems(), " "), "free disk space")
+	})
+	c.Move("t", 0, "b1", "b2", "b4")
+	brokertest.Eventually(t, "the move says what it waits for", func() bool {
+		m := c.Describe("t").Partitions[0].Move
+		return m != nil && strings.Contains(m.Detail, "its disk is full")
+	})
+	load.More(50)
+	free.Store(100 << 30)
+	c.Moved("t")
 	load.Check(c.URLs())
 	clean(t, c, "t")
 }

@@ -194,6 +194,14 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 		caught: func(r config.Replica) bool { return r.ID == s.replica.ID || s.inSyncFor(b, r) >= 0 },
 	}
 	st := nextStep(v)
+	if st.kind == stepWait && st.phase == phaseAdding {
+		switch peer := b.peers.state(st.replica.Broker); {
+		case !peer.up:
+			st.why += ": it can't be reached"
+		case peer.reluctant:
+			st.why += ": it is stopping, or its disk is full"
+		}
+	}
 	s.note(part, members, st)
 	if b.epochs.Current().Epoch != c.Epoch { // while the members were being read
 		return true, nil

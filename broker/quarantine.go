@@ -66,7 +66,7 @@ func (s *slot) damagedOn(b *Broker) (ids []uint64) {
 // reader tries again: one of them takes over.
 func (b *Broker) readError(s *slot, err error) *wire.Error {
 	e := wireError(err)
-	if e.Reason == wire.ReasonDamaged && s != nil && !s.alone() {
+	if e.Reason == wire.ReasonDamaged && s != nil && !s.only() {
 		return notHere(s.topic, s.number, "this broker's replica is damaged, another one takes over: "+e.Description)
 	}
 	return e
@@ -88,7 +88,7 @@ func (b *Broker) watchDamage(ctx context.Context) {
 		}
 		for _, s := range *b.local.Load() {
 			why, bad := s.damage()
-			if !bad || s.alone() {
+			if !bad || s.only() {
 				delete(found, s.replica.ID)
 				continue
 			}

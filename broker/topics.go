@@ -78,6 +78,12 @@ func (s *slot) alone() bool {
 	return p == nil || len(p.Replicas) <= 1 && !p.Moving()
 }
 
+// only: no other replica has all that this one has, though one may be on its way.
+func (s *slot) only() bool {
+	p := s.part.Load()
+	return p == nil || len(p.Replicas) <= 1 && !s.joining()
+}
+
 // joining: this broker's replica is one that a move adds.
 func (s *slot) joining() bool { return s.local && !slices.Contains(s.replicas(), s.replica) }
 
@@ -107,7 +113,7 @@ func (s *slot) fail(err error) {
 	e := notHere(s.topic, s.number, err.Error())
 	var hole *storage.HoleError
 	s.lost.Store(errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) || errors.Is(err, replication.ErrLost))
-	if s.lost.Load() && s.alone() { // with others it is they who serve
+	if s.lost.Load() && s.only() { // with others it is they who serve
 		e.Code, e.Reason, e.Retriable = 500, wire.ReasonDamaged, false
 	}
 	s.problem.Store(e)
