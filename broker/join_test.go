@@ -55,7 +55,7 @@ func TestJoinRefused(t *testing.T) {
 	b4 := c.Join("b4", func(cfg *broker.Config) { cfg.InitialCluster = c.Initial() })
 	t.Run("a name that is taken", func(t *testing.T) {
 		m := c.Brokers[1]
-		anyOf(t, startAll(t, b4.Config(func(c *broker.Config) { c.Name, c.DataDir, c.InitialCluster = m.Name, t.TempDir(), "" })),
+		anyOf(t, startAll(t, b4.Config(func(c *broker.Config) { c.Name, c.DataDir, c.InitialCluster, c.OnListen = m.Name, t.TempDir(), "", nil })),
 			"a broker named b2 is in the cluster and live", "give another name")
 	})
 	t.Run("an address that is taken", func(t *testing.T) {
