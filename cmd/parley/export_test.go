@@ -202,6 +202,7 @@ func TestDamagedExport(t *testing.T) {
 		"checksum mismatch":    func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
 		"ends within a batch":  func(b []byte) []byte { return b[:len(b)-3] },
 		"is not the file that": func([]byte) []byte { return nil },
+		"begins at offset 0":   func(b []byte) []byte { return append(b, whole...) },
 		"no batch at byte":     func(b []byte) []byte { return append(b, make([]byte, 100)...) },
 	} {
 		if err := os.WriteFile(path, spoil(slices.Clone(whole)), 0o600); err != nil {
