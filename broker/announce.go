@@ -58,7 +58,7 @@ func (b *Broker) checkLogs() error {
 // be as much on its way up as this broker is.
 func (b *Broker) announce(ctx context.Context) error {
 	b.locate(b.epochs.Current())
-	if b.peers.mesh == nil {
+	if len(b.epochs.Current().Brokers) == 1 {
 		return b.announceOnce(ctx)
 	}
 	if now := b.epochs.Current().Broker(b.self()); now != nil && b.announced(now) {
@@ -87,6 +87,7 @@ func (b *Broker) announce(ctx context.Context) error {
 func (b *Broker) announced(was *config.Broker) bool {
 	self := b.describe()
 	self.State = was.State
+	keepSuperseded(&self, was)
 	return *was == self
 }
 
@@ -98,8 +99,9 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 			return fmt.Errorf("epoch %d names no broker %d, which this data directory belongs to", next.Epoch-1, self.ID)
 		}
 		self.State = was.State
+		keepSuperseded(&self, was)
 		if next.ClusterID == "" {
-			next.ClusterID = b.id.ClusterID
+			next.ClusterID, next.FeatureLevel = b.id.ClusterID, b.level()
 			next.Change = fmt.Sprintf("cluster formed by broker %s", self.Name)
 		} else {
 			if was.Incarnation != self.Incarnation {
@@ -107,6 +109,9 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 			}
 			if b.announced(was) {
 				return epoch.ErrUnchanged
+			}
+			if was.Rack != self.Rack || was.Weight != self.Weight {
+				next.EvenOut()
 			}
 			next.Change = fmt.Sprintf("broker %s changed: its name, addresses, rack or weight", self.Name)
 		}
@@ -118,6 +123,14 @@ func (b *Broker) announceOnce(ctx context.Context) error {
 	}
 	b.locate(b.epochs.Current())
 	return nil
+}
+
+// keepSuperseded: a broker whose name was given to another one keeps the name that it
+// got instead.
+func keepSuperseded(self, was *config.Broker) {
+	if superseded(was) {
+		self.Name = was.Name
+	}
 }
 
 // advertised is what others dial. A listener on all interfaces has no address

@@ -3,15 +3,18 @@
 // ends that clients speak to.
 //
 //	broker.go     Start, in numbered steps; shutdown.go Close and what is fatal
-//	announce.go   what this broker is, decided as an epoch
+//	announce.go   what this broker is, decided as an epoch; join.go being a member at all
 //	config.go     Config, its defaults and checks; parts.go the default parts
 //	datadir.go    lock of the data directory; identity.go whose it is
 //	peers.go      the other brokers: mesh, bootstrap; secrecy.go who is let in
+//	upkeep.go     what the cluster needs next, asked and proposed by one broker
 //	carry.go      bringing partitions in line with an epoch; stamp.go barriers
 //	leaders.go    who leads what; progress.go which followers are in sync
 //	forward.go    the hop to a partition's leader
 //	catchup.go    fetching what a replica lacks from the others
 //	handover.go   moving leadership; purge.go deleting data everywhere
+//	mover.go      moving replicas; mover_step.go in which order; trash.go what they leave
+//	quarantine.go damaged replicas are replaced
 //	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
@@ -77,21 +80,26 @@ type Broker struct {
 	replicas    atomic.Pointer[map[uint64]string] // replica id -> Raft address
 	local       atomic.Pointer[map[uint64]*slot]  // those with a replica here, by shard
 	carrier     *carrier
+	keeper      *keeper
 	peers       *peers
 	leaders     *leaders
 	stamps      *stamps
+	movers      *movers
+	trash       *trash
+	copies      *outflow
 	forwarders  peerSessions
 	forwards    *forwards
 	catchUps    *catchUps
 	selfID      atomic.Uint64          // 0 until the cluster is formed
 	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
+	joined      bool                   // a cluster admitted this broker during this start
 	acks        *acker
 	api         *api.Handlers
 	metrics     *metrics
 	ready       *readiness
 
 	fronts       []front
-	peerListener net.Listener // nil for a lone broker
+	peerListener net.Listener // nil for a lone broker that could open none
 	raftListener net.Listener
 	httpServer   *http.Server
 	addresses    Addresses
@@ -154,7 +162,22 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure broker: %w", err)
 	}
-	b = &Broker{
+	b = newBroker(c)
+	if err := b.start(ctx); err != nil {
+		b.stopping.Store(true)
+		return nil, errors.Join(err, b.shut(context.Background()))
+	}
+	// What failed once there was work in the background, but before fatal could
+	// tell that Start was through.
+	if err := b.failed.Load(); err != nil {
+		return nil, errors.Join(*err, b.Close(context.Background()))
+	}
+	return b, nil
+}
+
+// newBroker puts a broker together that has touched nothing yet.
+func newBroker(c Config) *Broker {
+	b := &Broker{
 		c: c, started: time.Now(), router: interest.NewRouter(), ready: newReadiness(),
 		fetchRoom: make(chan struct{}, c.Limits.FetchReplies), requestRoom: make(chan struct{}, c.Limits.Requests),
 		catchRoom: make(chan struct{}, c.Limits.Openings),
@@ -174,23 +197,16 @@ func Start(ctx context.Context, c Config) (b *Broker, err error) {
 		Runtime: runtime{b}, Version: Version, Clock: c.Clock, MaxRecord: c.MaxRecord, Logger: c.Logger,
 	}
 	b.carrier = newCarrier(b)
+	b.keeper = newKeeper(b)
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.catchUps = newCatchUps(b.c.Limits)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
+	b.movers, b.copies = newMovers(b), newOutflow(c.CopyRate)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
-	if err := b.start(ctx); err != nil {
-		b.stopping.Store(true)
-		return nil, errors.Join(err, b.shut(context.Background()))
-	}
-	// What failed once there was work in the background, but before fatal could
-	// tell that Start was through.
-	if err := b.failed.Load(); err != nil {
-		return nil, errors.Join(*err, b.Close(context.Background()))
-	}
-	return b, nil
+	return b
 }
 
 func (b *Broker) start(ctx context.Context) (err error) {
@@ -199,11 +215,14 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	if b.dir, err = openDataDir(c.DataDir); err != nil {
 		return err
 	}
+	if err := b.noRecovery(); err != nil {
+		return err
+	}
 	initial, err := c.initial()
 	if err != nil {
 		return err
 	}
-	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1); err != nil {
+	if b.id, err = loadIdentity(b.dir.path, len(initial) > 1 || c.Join != ""); err != nil {
 		return err
 	}
 	b.selfID.Store(b.id.BrokerID)
@@ -216,8 +235,11 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	}
 	// 3. The other brokers, and the epochs that say which they are. A cluster that
 	// is being formed is waited for here.
-	if b.id.Peers {
+	if b.peerListener != nil {
 		if err := b.startMesh(); err != nil {
+			return err
+		}
+		if err := b.join(ctx, initial); err != nil {
 			return err
 		}
 	}
@@ -225,6 +247,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		return err
 	}
 	if err := b.bootstrap(ctx, initial); err != nil {
+		return err
+	}
+	if err := b.stillMember(ctx); err != nil {
 		return err
 	}
 	b.bootstrapped = time.Now()
@@ -237,6 +262,9 @@ func (b *Broker) start(ctx context.Context) (err error) {
 		return err
 	}
 	if err := b.checkLogs(); err != nil {
+		return err
+	}
+	if b.trash, err = openTrash(b, filepath.Join(b.dir.sub(logDir), trashFile)); err != nil {
 		return err
 	}
 	// 5. What this broker is, decided where it changed.
@@ -261,10 +289,14 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	b.background.Go(func() { b.collect(b.bgCtx) })
 	b.background.Go(func() { b.watchReady(b.bgCtx) })
 	b.background.Go(func() { b.stamps.run(b.bgCtx) })
+	b.background.Go(func() { b.keeper.run(b.bgCtx) })
 	if b.peers.mesh != nil {
 		b.background.Go(func() { b.leaders.run(b.bgCtx) })
 		b.background.Go(func() { b.watchProgress(b.bgCtx) })
 		b.background.Go(func() { b.watchLeadership(b.bgCtx) })
+		b.background.Go(func() { b.movers.run(b.bgCtx) })
+		b.background.Go(func() { b.watchDamage(b.bgCtx) })
+		b.background.Go(func() { b.watchMembership(b.bgCtx) })
 	}
 	b.serve()
 	return nil
@@ -316,8 +348,8 @@ func (b *Broker) listen() error {
 	return nil
 }
 
-// listenForBrokers opens the Raft port and, where there are other brokers, the
-// peer port.
+// listenForBrokers opens the Raft port and the peer port. A lone broker goes without a
+// peer port where it can't have one: nobody can join it then, which its log says.
 func (b *Broker) listenForBrokers() (err error) {
 	c := &b.c
 	if b.raftListener, err = net.Listen("tcp", c.RaftListen); err != nil {
@@ -327,31 +359,44 @@ func (b *Broker) listenForBrokers() (err error) {
 	if err := c.guarded("raft-listen", b.raftListener); err != nil {
 		return err
 	}
-	if !b.id.Peers {
+	lone := !b.id.Peers && c.InitialCluster == ""
+	l, err := net.Listen("tcp", c.PeerListen)
+	if err != nil {
+		err = fmt.Errorf("listen for other brokers: %w: choose another peer-listen", err)
+	} else if err = c.guarded("peer-listen", l); err != nil {
+		_ = l.Close()
+	}
+	if err != nil && lone {
+		c.Logger.Info().Err(err).Msg("this broker runs alone, and none can join it before it has a peer port")
 		return nil
 	}
-	if b.peerListener, err = net.Listen("tcp", c.PeerListen); err != nil {
-		return fmt.Errorf("listen for other brokers: %w: choose another peer-listen", err)
+	if err != nil {
+		return err
 	}
-	b.addresses.Peer = b.peerListener.Addr().String()
-	return c.guarded("peer-listen", b.peerListener)
+	b.peerListener, b.addresses.Peer = l, l.Addr().String()
+	return nil
 }
 
 // openEpochs opens the journal.
 func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 	c := &b.c
 	o := epoch.Options{
-		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal, Self: b.describe(),
+		Dir: b.dir.sub(epochsDir), Genesis: b.genesis, Clock: c.Clock, OnFatal: b.fatal, Self: b.describe(), Level: b.level(),
 		OnCut: func(n int64) {
 			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
 		},
 	}
 	if b.id.Peers {
 		o.Genesis = nil
-		if len(initial) > 1 {
+		if len(initial) > 1 && !b.joined {
 			o.Genesis = func() *config.Config { return epoch.Initial(initial) }
 		}
-		o.Transport, o.Ask, o.Alive = b.peers, b.peers.ask, b.peers.alive
+	}
+	if o.Seeds, err = c.seeds(); err != nil {
+		return err
+	}
+	if b.peerListener != nil {
+		o.Transport, o.Ask, o.Alive, o.Gone = b.peers, b.peers.ask, b.peers.alive, b.keeper.gone
 		o.OnRefused = b.refusedMessage
 		o.OnWait = func(why string) {
 			text := "the cluster is being formed"
@@ -388,7 +433,7 @@ func (b *Broker) openParts() (err error) {
 	}
 	b.host, err = c.OpenHost(HostConfig{
 		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
-		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks,
+		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks, Pace: b.copies.wait,
 		Memory: c.MemoryLimit, CutBytes: c.CutBytes, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
 	})
 	if err != nil {
@@ -441,7 +486,7 @@ func (b *Broker) locate(c *config.Config) {
 	at := map[uint64]string{}
 	for i := range c.Topics {
 		for n := range c.Topics[i].Partitions {
-			for _, r := range c.Topics[i].Partitions[n].Replicas {
+			for _, r := range c.Topics[i].Partitions[n].Running() {
 				if on := c.Broker(r.Broker); on != nil {
 					at[r.ID] = on.Addresses.Raft
 				}

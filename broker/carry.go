@@ -20,10 +20,12 @@ import (
 // goroutine owns the slots and works epoch by epoch:
 //
 //  1. Routes are published, so that new topics are known and deleted ones no longer.
-//  2. Partitions of deleted topics are closed. Their data stays.
-//  3. Partitions that should be here are opened, a bounded number at once.
-//  4. Data of topics that an epoch says to purge is deleted. Absence from an
-//     epoch never deletes anything.
+//  2. Replicas of deleted topics, and those that moved away, are closed. Their data stays.
+//  3. Replicas that should be here are opened, a bounded number at once; one that a move adds
+//     joins its group.
+//  4. Data of replicas that an epoch retires goes to the trash, and later for good; that of
+//     topics that an epoch says to purge is deleted. Absence from an epoch never deletes
+//     anything.
 //
 // The epoch counts as carried out when its partitions are open or have failed
 // to open; a partition that failed is tried again with the next epoch and on
@@ -49,9 +51,12 @@ func (k *carrier) run(ctx context.Context) {
 	watch := k.b.epochs.Watch(ctx)
 	tick := time.NewTicker(k.b.c.PurgeEvery)
 	defer tick.Stop()
+	due := time.NewTimer(k.b.c.PurgeEvery) // of the trash
+	defer due.Stop()
 	var current *config.Config
 	for {
 		select {
+		case <-due.C:
 		case <-ctx.Done():
 			return
 		case c, ok := <-watch:
@@ -68,6 +73,9 @@ func (k *carrier) run(ctx context.Context) {
 			k.b.c.Logger.Error().Err(err).Uint64("epoch", current.Epoch).Msg("epoch could not be carried out")
 		}
 		k.expire(ctx, current)
+		if at := k.b.trash.next(); !at.IsZero() {
+			due.Reset(min(max(at.Sub(k.b.c.Clock()), trashPause), k.b.c.PurgeEvery))
+		}
 	}
 }
 
@@ -93,6 +101,7 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 	}
 	k.last = c
 	k.b.stamps.poke()
+	k.b.movers.poke()
 	k.mu.Lock()
 	if c.Epoch > k.carried || k.carried == 0 {
 		k.carried = c.Epoch
@@ -100,7 +109,7 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 		k.changed = make(chan struct{})
 	}
 	k.mu.Unlock()
-	return k.purge(ctx, c)
+	return errors.Join(k.b.trash.empty(ctx, c), k.purge(ctx, c))
 }
 
 // slot returns the slot of a partition: this broker's own replica, or a fresh
@@ -117,7 +126,7 @@ func (k *carrier) slot(t *config.Topic, n int32) *slot {
 		s.log = storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}
 		k.slots[r.ID] = s
 	}
-	s.members.Store(&p.Replicas)
+	s.part.Store(p)
 	return s
 }
 
@@ -137,18 +146,29 @@ func (k *carrier) concern(c *config.Config, r *routes) {
 			named[t.Partitions[n].Shard] = true
 		}
 		live := r.byID[t.ID]
-		if live == nil || k.last == nil {
+		if live == nil {
 			continue
 		}
 		old := before[t.ID]
 		same := old != nil && old.Live() && maps.Equal(old.Config, t.Config)
 		for n, s := range live.parts {
-			if !same || n >= len(old.Partitions) || !sameReplicas(old.Partitions[n].Replicas, t.Partitions[n].Replicas) {
+			now := &t.Partitions[n]
+			switch {
+			case k.last == nil: // which epoch began a move isn't known: this one has it
+				if now.Moving() {
+					s.concern.Store(c.Epoch)
+				}
+			case !same || n >= len(old.Partitions) || !sameMembers(&old.Partitions[n], now):
 				s.concern.Store(c.Epoch)
 			}
 		}
 	}
 	k.b.leaders.keep(c, named)
+}
+
+// sameMembers says whether two epochs want the same of a partition's Raft group.
+func sameMembers(a, b *config.Partition) bool {
+	return sameReplicas(a.Replicas, b.Replicas) && sameReplicas(a.Target, b.Target) && sameReplicas(a.Abandoned, b.Abandoned)
 }
 
 // sameReplicas compares without regard to which one is the preferred leader's.
@@ -177,13 +197,15 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 		for n, s := range t.parts {
 			switch p := s.partition.Load(); {
 			case !s.local || ctx.Err() != nil:
+			case p == nil && s.joining() && k.b.space.Full():
+				s.problem.Store(notHere(s.topic, s.number, "a replica of it is to come here, and the disk is full"))
 			case p == nil:
 				s.retention = keep
-				members := slices.Clone(c.Topics[i].Partitions[n].Replicas)
+				part := &c.Topics[i].Partitions[n]
 				room <- struct{}{}
 				wg.Go(func() {
 					defer func() { <-room }()
-					k.openSlot(ctx, c, s, members)
+					k.openSlot(ctx, c, s, part)
 				})
 			case s.retention != keep:
 				s.retention = keep
@@ -194,25 +216,38 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 	wg.Wait()
 }
 
-func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, members []config.Replica) {
+func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part *config.Partition) {
 	b := k.b
-	initial := make(map[uint64]string, len(members))
-	brokerOf := make(map[uint64]uint64, len(members))
-	for _, m := range members {
-		if at := c.Broker(m.Broker); at != nil {
-			initial[m.ID] = at.Addresses.Raft
-			brokerOf[m.ID] = m.Broker
+	// Only the first replicas of a partition begin with initial members. Where the replica set is another
+	// by now, who begins with it would make a second group: a member that was never opened here, or is
+	// lost, is replaced.
+	join := !slices.Contains(part.Replicas, s.replica)
+	again := !join && part.Moved
+	var initial map[uint64]string
+	if !join && !again {
+		initial = make(map[uint64]string, len(part.Replicas))
+		for _, m := range part.Replicas {
+			if at := c.Broker(m.Broker); at != nil {
+				initial[m.ID] = at.Addresses.Raft
+			}
 		}
 	}
 	s.current.Store(false)
 	p, err := partition.Open(ctx, partition.Config{
-		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial,
+		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.only(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
-			b.leaders.learn(s.shard, l.Term, brokerOf[l.Leader])
+			at := s.brokerOf(l.Leader)
+			if l.Leader == 0 && s.joining() {
+				return // it has yet to be told of anybody
+			}
+			if at == 0 && l.Leader != 0 {
+				return // an epoch that this broker doesn't know yet has it: the leader tells the others itself
+			}
+			b.leaders.learn(s.shard, l.Term, at)
 			if l.Self {
 				b.stamps.poke()
 			}
@@ -222,6 +257,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 	switch {
 	case err == nil:
 		s.problem.Store(nil)
+		s.lost.Store(false)
 		s.partition.Store(p)
 		b.stamps.poke()
 		b.ready.kick()
@@ -247,6 +283,15 @@ func (k *carrier) catchUp(s *slot, p *partition.Partition) {
 		return
 	}
 	for k.b.carryCtx.Err() == nil && s.partition.Load() == p {
+		if s.joining() { // nobody can say yet what it has to have
+			pause := time.NewTimer(progressEvery)
+			select {
+			case <-pause.C:
+			case <-k.b.carryCtx.Done():
+			}
+			pause.Stop()
+			continue
+		}
 		select {
 		case k.b.catchRoom <- struct{}{}:
 		case <-k.b.carryCtx.Done():
@@ -296,6 +341,9 @@ func (k *carrier) closeGone(c *config.Config) {
 		}
 	}
 	closeSlots(k.b, gone)
+	for _, s := range gone {
+		k.b.leaders.leave(s.shard)
+	}
 }
 
 // closeSlots closes partitions, a bounded number at once.
@@ -383,26 +431,17 @@ func (k *carrier) notePurged(topic uint64) {
 }
 
 func (k *carrier) purgeTopic(ctx context.Context, t *config.Topic) error {
+	var logs []shardLog
 	for n := range t.Partitions {
-		r, ok := t.Partitions[n].On(k.b.self())
-		if !ok {
-			continue
-		}
-		id := storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}
-		k.b.checkpoints.Forget(id)
-		if err := k.b.host.Remove(ctx, t.Partitions[n].Shard, r.ID); err != nil {
-			return fmt.Errorf("remove replica of partition %d: %w", n, err)
-		}
-	}
-	if err := k.b.checkpoints.Sync(ctx); err != nil {
-		return err
-	}
-	for n := range t.Partitions {
-		if r, ok := t.Partitions[n].On(k.b.self()); ok {
-			if err := k.b.engine.Drop(storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}); err != nil {
-				return fmt.Errorf("drop log of partition %d: %w", n, err)
+		p := &t.Partitions[n]
+		for _, r := range slices.Concat(p.Running(), p.Retired) {
+			if r.Broker == k.b.self() {
+				logs = append(logs, shardLog{p.Shard, storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}})
 			}
 		}
+	}
+	if err := k.b.dropReplicas(ctx, logs); err != nil {
+		return err
 	}
 	k.b.c.Logger.Info().Str("topic", t.Name).Uint64("id", t.ID).Msg("deleted topic purged")
 	return nil

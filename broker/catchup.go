@@ -182,7 +182,7 @@ func (b *Broker) supplier(req []byte, n int) (p *partition.Partition, v []uint64
 	return p, v, nil
 }
 
-func (b *Broker) answerChunks(_ context.Context, _ mesh.Identity, req []byte) ([]byte, error) {
+func (b *Broker) answerChunks(ctx context.Context, _ mesh.Identity, req []byte) ([]byte, error) {
 	select {
 	case b.catchUps.supplies <- struct{}{}:
 	default:
@@ -198,6 +198,9 @@ func (b *Broker) answerChunks(_ context.Context, _ mesh.Identity, req []byte) ([
 	})
 	if err != nil {
 		return nil, supplyError(err)
+	}
+	if !b.copies.wait(ctx.Done(), len(out)) {
+		return nil, busy("broker %s sends copies of replicas at %d bytes a second, and has too many of them to send", b.c.Name, b.c.CopyRate)
 	}
 	b.catchUps.supplied.Add(uint64(len(out)))
 	return out, nil

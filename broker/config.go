@@ -17,6 +17,7 @@ import (
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // Defaults and bounds of a Config.
@@ -29,10 +30,17 @@ const (
 	DefaultWeight         = 100
 	DefaultFreeSpaceFloor = 1 << 30
 	DefaultDeleteGrace    = 24 * time.Hour
+	DefaultCopyRate       = 64 << 20
+	DefaultTrashGrace     = 10 * time.Minute
 	DefaultDrainTime      = 5 * time.Second
 	DefaultRaftTick       = 100 * time.Millisecond
 	DefaultElectionTicks  = 6
 	DefaultReturnAfter    = 5 * time.Second
+	DefaultDeadAfter      = 5 * time.Minute
+	DefaultBalanceAfter   = 5 * time.Second
+	DefaultUpkeepEvery    = time.Second
+
+	minDeadAfter = time.Second
 
 	maxWeight = 10_000
 )
@@ -62,6 +70,13 @@ type Config struct {
 	// Each of them is given the same list. Once the cluster stands its epochs
 	// count, and the list is only compared with them. Empty: a cluster of one.
 	InitialCluster string
+	// Join has peer addresses of brokers whose cluster this one is to join, separated by
+	// commas, while its data directory is empty. With InitialCluster as well, only a broker
+	// joins that the list doesn't name, or whose disk was emptied.
+	Join string
+	// DeadAfter is for how long a majority of the council must find a broker unreachable before
+	// its replicas are given to others.
+	DeadAfter time.Duration
 	// Secret that all brokers of the cluster share. SecretFile names a file with
 	// it instead. It, or PeerTLS, is needed where a peer or Raft address isn't
 	// loopback.
@@ -106,6 +121,15 @@ type Config struct {
 	OpenHost func(HostConfig) (replication.Host, error)
 	// FreeSpace replaces the file system's own figure.
 	FreeSpace func(dir string) (free, total uint64, err error)
+	// TrashGrace is how long data of a replica that moved away is kept; default 10 min. It goes earlier
+	// while the disk is full.
+	TrashGrace time.Duration
+	// CopyRate limits the bytes a second that copies of moving replicas take from this broker, all together;
+	// default 64 MiB, negative: no limit.
+	CopyRate int64
+	// OnMoveStep is told each step of a move before this broker takes it as the partition's leader: add,
+	// promote, transfer, remove, renew or done.
+	OnMoveStep func(topic string, partition int32, step string)
 	// PurgeEvery is how often deleted topics are looked at; default a minute.
 	PurgeEvery time.Duration
 	// CheckpointEvery and RetentionEvery replace the partitions' defaults.
@@ -126,7 +150,15 @@ type Config struct {
 	// ReturnAfter is for how long a partition's preferred leader must have been
 	// in sync before it gets the leadership back; default 5 s.
 	ReturnAfter time.Duration
-	Limits      Limits
+	// BalanceAfter is for how long brokers must have been up, after one joined or came back,
+	// before replicas move to even out what they hold; default 5 s.
+	BalanceAfter time.Duration
+	// UpkeepEvery is how often is looked whether the cluster needs anything; default 1 s.
+	UpkeepEvery time.Duration
+	// FeatureLevel is the newest feature level that this broker says it knows; default: the newest
+	// that it does know. Negative: none, as before there were any.
+	FeatureLevel int
+	Limits       Limits
 }
 
 // Limits of what a broker does at once.
@@ -139,6 +171,7 @@ type Limits struct {
 	CatchUps          int // replicas at once that fetch what their log lacks; default 4
 	// CatchUpRate is how many bytes a second they fetch together; default 128 MiB.
 	CatchUpRate int64
+	Moves       int // replicas that catch up at once for partitions that this broker leads; default 4
 }
 
 // Frontend is a client protocol and where it listens.
@@ -160,7 +193,9 @@ type HostConfig struct {
 	Secret   []byte                                                      // of the cluster; nil: none
 	TLS      *tls.Config                                                 // mutual, for both sides; nil: none
 	Tick     time.Duration
-	Election int   // ticks
+	Election int // ticks
+	// Pace lets n bytes of a copy through in their turn; false when stop closes first.
+	Pace     func(stop <-chan struct{}, n int) bool
 	CutBytes int64 // 0: the default
 	Memory   int64 // Config.MemoryLimit
 	Logger   zerolog.Logger
@@ -226,6 +261,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.PurgeEvery == 0 {
 		c.PurgeEvery = time.Minute
 	}
+	if c.CopyRate == 0 {
+		c.CopyRate = DefaultCopyRate
+	}
+	if c.TrashGrace == 0 {
+		c.TrashGrace = DefaultTrashGrace
+	}
 	if c.RaftTick == 0 {
 		c.RaftTick = DefaultRaftTick
 	}
@@ -234,6 +275,15 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.ReturnAfter == 0 {
 		c.ReturnAfter = DefaultReturnAfter
+	}
+	if c.DeadAfter == 0 {
+		c.DeadAfter = DefaultDeadAfter
+	}
+	if c.BalanceAfter == 0 {
+		c.BalanceAfter = DefaultBalanceAfter
+	}
+	if c.UpkeepEvery == 0 {
+		c.UpkeepEvery = DefaultUpkeepEvery
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -263,6 +313,7 @@ func (l Limits) withDefaults() Limits {
 	if l.CatchUpRate <= 0 {
 		l.CatchUpRate = 128 << 20
 	}
+	def(&l.Moves, 4)
 	return l
 }
 
@@ -319,7 +370,16 @@ func (c *Config) check() error {
 	case len(c.Rack) > 256:
 		return bad("rack", c.Rack, "allowed are up to 256 bytes")
 	}
+	if c.FeatureLevel > config.Level {
+		return bad("feature-level", fmt.Sprint(c.FeatureLevel), fmt.Sprintf("this program knows up to %d", config.Level))
+	}
+	if c.DeadAfter < minDeadAfter {
+		return bad("dead-after", c.DeadAfter.String(), "allowed is a second or more; less than a minute moves replicas whenever a machine restarts")
+	}
 	if _, err := c.initial(); err != nil {
+		return err
+	}
+	if _, err := c.seeds(); err != nil {
 		return err
 	}
 	for _, name := range storage.Engines() {

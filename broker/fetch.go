@@ -128,7 +128,7 @@ func (b *Broker) answerFetch(ctx context.Context, p *partition.Partition, q wire
 	defer f.put()
 	res, err := p.Fetch(ctx, partition.FetchRequest{Offset: q.Offset, MaxBytes: q.MaxBytes}, f.b[:0])
 	if err != nil {
-		b.refuseFetch(reply, wireError(err), err)
+		b.refuseFetch(reply, b.readError(b.slotOf(p.Shard()), err), err)
 		return
 	}
 	h := append(f.head[:0], "NATS/1.0\r\n"...)

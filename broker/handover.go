@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/broker/mesh"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // Leadership moves for three reasons: a partition's preferred leader is back and
@@ -82,16 +84,16 @@ func (b *Broker) betterLeader(s *slot) uint64 {
 	if s.alone() || !b.leadsNow(s) {
 		return 0
 	}
-	replicas := s.replicas()
-	if b.reluctant() {
+	if _, bad := s.damage(); bad || b.reluctant() {
 		return b.successor(s)
 	}
-	first := replicas[0].Broker
-	if first == b.self() {
-		return 0
+	preferred := s.part.Load().Wanted()[0]
+	first := preferred.Broker
+	if first == b.self() || !slices.Contains(s.replicas(), preferred) {
+		return 0 // it leads, or is on its way to be a member
 	}
 	state := b.peers.state(first)
-	if !state.up || state.reluctant || time.Since(state.since) < b.c.ReturnAfter || s.inSyncFor(b, first) < b.c.ReturnAfter {
+	if !state.up || state.reluctant || time.Since(state.since) < b.c.ReturnAfter || s.inSyncFor(b, preferred) < b.c.ReturnAfter {
 		return 0
 	}
 	return first
@@ -102,14 +104,24 @@ func (b *Broker) leadsNow(s *slot) bool {
 	return p != nil && p.Leading()
 }
 
-// successor picks who leads when this broker won't: by preference, in sync.
+// successor picks who leads when this broker won't: by preference, in sync. One that a move
+// removes comes last.
 func (b *Broker) successor(s *slot) uint64 {
-	for _, r := range s.replicas() {
-		if st := b.peers.state(r.Broker); r.Broker != b.self() && st.up && !st.reluctant && s.inSyncFor(b, r.Broker) >= 0 {
-			return r.Broker
+	p := s.part.Load()
+	for _, list := range [...][]config.Replica{p.Wanted(), p.Replicas} {
+		for _, r := range list {
+			if slices.Contains(p.Replicas, r) && b.mayLead(s, r) {
+				return r.Broker
+			}
 		}
 	}
 	return 0
+}
+
+// mayLead says that another broker's replica is in sync and wants to lead.
+func (b *Broker) mayLead(s *slot, r config.Replica) bool {
+	st := b.peers.state(r.Broker)
+	return r.Broker != b.self() && st.up && !st.reluctant && s.inSyncFor(b, r) >= 0
 }
 
 // handOver moves the leadership of a partition that this broker leads, and waits
@@ -119,12 +131,7 @@ func (b *Broker) handOver(ctx context.Context, s *slot, to uint64, wait time.Dur
 	if p == nil {
 		return s.refusal()
 	}
-	var replica uint64
-	for _, r := range s.replicas() {
-		if r.Broker == to {
-			replica = r.ID
-		}
-	}
+	replica := s.on(to)
 	if replica == 0 {
 		return badRequest("broker %s has no replica of partition %s/%d", b.brokerName(to), s.topic, s.number)
 	}

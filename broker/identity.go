@@ -26,6 +26,9 @@ type identity struct {
 	// Peers says that the broker began as one of several: the cluster's id and
 	// its own are missing until they have formed a cluster.
 	Peers bool `json:"peers,omitempty"`
+	// Joining says that a cluster was asked to admit this directory, and that nothing was done
+	// in it since: what its epochs directory holds is half of an answer.
+	Joining bool `json:"joining,omitempty"`
 }
 
 // idFile is the identity with a checksum, so that a damaged file is not taken

@@ -44,6 +44,7 @@ const (
 type lead struct {
 	shard uint64
 	now   atomic.Pointer[leading]
+	told  uint64 // the broker that last said that it leads; guarded by leaders.mu
 }
 
 // leading is replaced, never changed.
@@ -122,6 +123,25 @@ func (l *leaders) lost(shard uint64) {
 	if c := l.cells[shard]; c != nil && c.load().broker == l.b.self() {
 		l.set(shard, c.load().term, 0)
 	}
+}
+
+// leave notes that this broker has no replica of the shard any more: what its own Raft said last counts no
+// more than what the others tell, whose terms may be lower than those of a replica that was removed.
+func (l *leaders) leave(shard uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.cells[shard]
+	if c == nil {
+		return
+	}
+	broker := c.told
+	if broker == l.b.self() {
+		broker = 0
+	}
+	delete(l.fresh, shard)
+	c.now.Store(&leading{broker: broker, since: time.Now()})
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 // keep forgets the shards that no epoch names any more.
@@ -250,6 +270,7 @@ func (l *leaders) told(_ context.Context, from mesh.Identity, msg []byte) ([]byt
 	for _, e := range led {
 		named[e.shard] = true
 		l.set(e.shard, e.term, from.Broker)
+		l.cell(e.shard).told = from.Broker
 	}
 	if !full {
 		return nil, nil

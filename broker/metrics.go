@@ -123,6 +123,15 @@ var (
 	descCatching  = partDesc("catching_up_bytes", "Bytes that this replica lacks and has yet to fetch from the others.")
 	descDamaged   = partDesc("damaged", "1 when stored records are damaged or the partition could not be opened.")
 
+	descMoving = partDesc("moving", "1 while this broker leads the partition and it moves to other brokers.")
+	descCopied = prometheus.NewDesc("parley_partition_copied_bytes", "Bytes that a replica which a move adds has stored, as its leader knows.", []string{"topic", "partition", "to"}, nil)
+
+	descMoves  = prometheus.NewDesc("parley_moves_total", "Moves that this broker finished as the partition's leader.", nil, nil)
+	descSteps  = prometheus.NewDesc("parley_move_steps_total", "Steps of moves that this broker took.", []string{"step"}, nil)
+	descTrash  = prometheus.NewDesc("parley_trash_replicas", "Replicas that moved away from this broker and whose data is still here.", nil, nil)
+	descSent   = prometheus.NewDesc("parley_copied_bytes_total", "Bytes of copies that this broker sent to replicas that lacked too much for the Raft log.", nil, nil)
+	descTossed = prometheus.NewDesc("parley_trash_deleted_total", "Replicas that moved away and whose data was deleted.", nil, nil)
+
 	descEpoch = prometheus.NewDesc("parley_epoch", "Newest epoch this broker knows.", nil, nil)
 	descReady = prometheus.NewDesc("parley_ready", "1 when the broker serves.", nil, nil)
 	descFree  = prometheus.NewDesc("parley_disk_free_bytes", "Free bytes of the data directory's file system.", nil, nil)
@@ -147,6 +156,17 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descReady, flag(b.NotReady() == ""))
 	gauge(descFree, float64(b.space.Free()))
 	gauge(descFull, flag(b.space.Full()))
+	b.keeper.collect(gauge)
+	held, deleted := b.trash.held()
+	gauge(descTrash, float64(held))
+	counter(descSent, float64(b.copies.copied()))
+	counter(descTossed, float64(deleted))
+	counter(descMoves, float64(b.movers.finished.Load()))
+	for kind := range b.movers.steps {
+		if n := b.movers.steps[kind].Load(); n > 0 {
+			counter(descSteps, float64(n), stepKind(kind).String())
+		}
+	}
 	for _, t := range r.byID {
 		for _, s := range t.parts {
 			if !s.local {
@@ -170,6 +190,12 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 				gauge(descCatching, 0, t.name, n)
 			}
 			gauge(descDamaged, flag(st.Damage != ""), t.name, n)
+			if m := s.moveStatus(b, st.Bytes); m != nil && st.Leading {
+				gauge(descMoving, 1, t.name, n)
+				for _, r := range m.Adding {
+					gauge(descCopied, float64(r.Bytes), t.name, n, b.brokerName(r.Broker))
+				}
+			}
 			counter(descAcked, float64(st.Acked), t.name, n)
 			counter(descReapplied, float64(st.Reapplied), t.name, n)
 			counter(descRetried, float64(st.Retried), t.name, n)

@@ -19,6 +19,7 @@ const (
 	subjectPaxos    = "paxos"    // one way: a message of Paxos
 	subjectLeaders  = "leaders"  // one way: see leaders.go
 	subjectProgress = "progress" // one way: see progress.go
+	subjectReplicas = "replicas" // one way: the same, by replica
 	subjectStatus   = "status"   // how partitions do that the asked broker leads
 	subjectCarried  = "carried"  // answers once an epoch is carried out
 	subjectOffset   = "offset"   // an offset by log time
@@ -69,6 +70,7 @@ func (b *Broker) startMesh() error {
 	m.OnForwardFlush(b.forwardedFlush)
 	m.HandleMembers(subjectLeaders, b.leaders.told)
 	m.HandleMembers(subjectProgress, b.progressed)
+	m.HandleMembers(subjectReplicas, b.replicasProgressed)
 	m.HandleMembers(subjectStatus, b.answerStatus)
 	m.HandleMembers(subjectCarried, b.answerCarried)
 	m.HandleMembers(subjectOffset, b.answerOffset)
@@ -76,6 +78,7 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectPurged, b.answerPurged)
 	m.HandleMembers(subjectChunks, b.answerChunks)
 	m.HandleMembers(subjectSnapshot, b.answerSnapshot)
+	m.HandleMembers(subjectSight, b.keeper.answerSight)
 	return nil
 }
 
@@ -121,6 +124,11 @@ func (p *peers) name(c *config.Config) {
 			continue
 		}
 		named[o.ID] = true
+		p.mu.Lock()
+		if p.known[o.ID] == nil { // it has been away for no longer than it has been known
+			p.known[o.ID] = &peerState{since: time.Now()}
+		}
+		p.mu.Unlock()
 		others = append(others, mesh.Peer{Broker: o.ID, Name: o.Name, Incarnation: o.Incarnation, Address: o.Addresses.Peer})
 	}
 	p.mu.Lock()
@@ -216,6 +224,12 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 		return nil
 	}
 	b.background.Go(func() { b.peers.follow(b.bgCtx) })
+	if !b.id.Peers {
+		return nil // it began alone, and its own epochs name it
+	}
+	if id := b.self(); cur.Epoch > 0 && id != 0 && id < cur.NextBroker && cur.Broker(id) == nil {
+		return b.expelled(cur.Epoch)
+	}
 	if err := b.epochs.Bootstrap(ctx); err != nil {
 		if why := b.waiting.Load(); why != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %s", err, *why)
@@ -236,11 +250,25 @@ func (b *Broker) bootstrap(ctx context.Context, initial []epoch.Listed) error {
 	return nil
 }
 
+// level is the newest feature level that this broker knows.
+func (b *Broker) level() uint32 {
+	switch l := b.c.FeatureLevel; {
+	case l < 0:
+		return 0
+	case l > 0:
+		return uint32(l)
+	}
+	return config.Level
+}
+
 // sameList compares the list that this broker was started with to what its data
 // directory knows.
 func (b *Broker) sameList(cur *config.Config, initial []epoch.Listed) error {
 	if len(initial) < 2 || cur.Epoch == 0 {
 		return nil
+	}
+	if b.id.Peers && len(cur.Brokers) == 1 {
+		return nil // all others were removed, or it was recovered without them
 	}
 	for _, l := range initial {
 		if l.Name != b.c.Name && cur.BrokerNamed(l.Name) != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/parleymq/parley/broker/mesh"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // Progress: followers tell their leader how far they have applied the log, so that
@@ -19,19 +20,24 @@ const (
 	progressStale = (progressAll + 4) * progressEvery
 )
 
+// progressDamaged is a flag of what a follower tells: see quarantine.go.
+const progressDamaged = 1
+
 // progress of one partition's followers, as its leader here knows it.
 type progress struct {
 	mu       sync.Mutex
 	term     uint64
-	own      [3]uint64 // what the leader had applied at the last looks, newest first
-	applied  map[uint64]applied
-	told     uint64 // the follower's side: what was told last, to whom
+	own      [3]uint64          // what the leader had applied at the last looks, newest first
+	applied  map[uint64]applied // by replica
+	told     uint64             // the follower's side: what was told last, to whom
 	toldTo   uint64
 	toldTerm uint64
 }
 
 type applied struct {
 	index uint64
+	bytes int64 // stored
+	bad   bool  // it is damaged: it never counts as being in sync
 	at    time.Time
 	since time.Time // of being in sync without a break; zero when it isn't
 }
@@ -45,8 +51,11 @@ func (s *slot) inSync(b *Broker) []uint64 {
 	}
 	s.progress.mu.Lock()
 	defer s.progress.mu.Unlock()
+	if s.progress.term != s.lead.load().term {
+		return ids // what the leader itself has isn't known yet
+	}
 	for _, m := range s.replicas() {
-		if a, ok := s.progress.applied[m.Broker]; ok && !a.since.IsZero() && time.Since(a.at) < progressStale && b.peers.alive(m.Broker) {
+		if a, ok := s.progress.applied[m.ID]; ok && !a.since.IsZero() && time.Since(a.at) < progressStale && b.peers.alive(m.Broker) {
 			ids = append(ids, m.Broker)
 		}
 	}
@@ -54,14 +63,22 @@ func (s *slot) inSync(b *Broker) []uint64 {
 }
 
 // inSyncFor is for how long a follower has been in sync; negative: it isn't.
-func (s *slot) inSyncFor(b *Broker, broker uint64) time.Duration {
+func (s *slot) inSyncFor(b *Broker, r config.Replica) time.Duration {
 	s.progress.mu.Lock()
 	defer s.progress.mu.Unlock()
-	a, ok := s.progress.applied[broker]
-	if !ok || a.since.IsZero() || time.Since(a.at) >= progressStale || !b.peers.alive(broker) {
+	a, ok := s.progress.applied[r.ID]
+	if !ok || s.progress.term != s.lead.load().term || a.since.IsZero() || time.Since(a.at) >= progressStale || !b.peers.alive(r.Broker) {
 		return -1
 	}
 	return time.Since(a.since)
+}
+
+// heard is what a replica told last; false when that is too long ago, or it told nothing.
+func (s *slot) heard(b *Broker, r config.Replica) (applied, bool) {
+	s.progress.mu.Lock()
+	defer s.progress.mu.Unlock()
+	a, ok := s.progress.applied[r.ID]
+	return a, ok && time.Since(a.at) < progressStale && b.peers.alive(r.Broker)
 }
 
 // observe notes what the leader has applied.
@@ -72,7 +89,7 @@ func (p *progress) observe(term, index uint64) {
 		p.term = term
 		for id, a := range p.applied { // what was heard of late still holds
 			a.since = time.Time{}
-			if time.Since(a.at) < progressEvery && a.index >= index {
+			if !a.bad && time.Since(a.at) < progressEvery && a.index >= index {
 				a.since = a.at
 			}
 			p.applied[id] = a
@@ -83,20 +100,20 @@ func (p *progress) observe(term, index uint64) {
 }
 
 // hear takes a follower's word.
-func (p *progress) hear(broker, index uint64) {
+func (p *progress) hear(replica, index uint64, bytes int64, bad bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.applied == nil {
 		p.applied = map[uint64]applied{} // it knows of this leadership before observe does
 	}
 	now := time.Now()
-	a := applied{index: index, at: now}
-	if index >= p.own[2] {
-		if a.since = p.applied[broker].since; a.since.IsZero() {
+	a := applied{index: index, bytes: bytes, at: now, bad: bad}
+	if !bad && p.term != 0 && index >= p.own[2] {
+		if a.since = p.applied[replica].since; a.since.IsZero() {
 			a.since = now
 		}
 	}
-	p.applied[broker] = a
+	p.applied[replica] = a
 }
 
 // watchProgress tells leaders how far this broker is, and looks how far its own
@@ -127,27 +144,45 @@ func (b *Broker) watchProgress(ctx context.Context) {
 
 func (b *Broker) tellProgress(all bool) {
 	reports := map[uint64][]byte{}
+	subject := subjectProgress
+	if b.epochs.Current().FeatureLevel >= config.LevelMoves {
+		subject = subjectReplicas
+	}
 	for _, s := range *b.local.Load() {
 		p := s.partition.Load()
-		if p == nil || s.alone() {
+		_, bad := s.damage()
+		if p == nil && !bad || s.alone() {
 			continue
 		}
-		index, now := p.Log().Applied(), s.lead.load()
+		index, bytes, now := uint64(0), int64(0), s.lead.load()
+		if p != nil {
+			index, bytes = p.Log().Applied(), p.Status().Bytes
+		}
 		if now.broker == b.self() {
 			s.progress.observe(now.term, index)
 			continue
 		}
 		g := &s.progress
 		g.mu.Lock()
-		news := all || g.told != index || g.toldTo != now.broker || g.toldTerm != now.term
+		// Who joins is told of again and again: the leader may not know the replica yet, and waits for it.
+		news := all || s.joining() || g.told != index || g.toldTo != now.broker || g.toldTerm != now.term
 		g.told, g.toldTo, g.toldTerm = index, now.broker, now.term
 		g.mu.Unlock()
 		if news && now.broker != 0 {
-			reports[now.broker] = binary.AppendUvarint(binary.AppendUvarint(reports[now.broker], s.shard), index)
+			msg := binary.AppendUvarint(reports[now.broker], s.shard)
+			if subject == subjectReplicas {
+				msg = binary.AppendUvarint(binary.AppendUvarint(msg, s.replica.ID), uint64(bytes))
+				flags := uint64(0)
+				if bad {
+					flags |= progressDamaged
+				}
+				msg = binary.AppendUvarint(msg, flags)
+			}
+			reports[now.broker] = binary.AppendUvarint(msg, index)
 		}
 	}
 	for to, msg := range reports {
-		if err := b.peers.mesh.Send(to, subjectProgress, msg); err != nil {
+		if err := b.peers.mesh.Send(to, subject, msg); err != nil {
 			for _, s := range *b.local.Load() { // it is told again
 				s.progress.mu.Lock()
 				if s.progress.toldTo == to {
@@ -159,21 +194,35 @@ func (b *Broker) tellProgress(all bool) {
 	}
 }
 
-// progressed takes followers' words.
+// progressed takes followers' words: shard and index of each, in a cluster where some broker doesn't
+// know of moves.
 func (b *Broker) progressed(_ context.Context, from mesh.Identity, msg []byte) ([]byte, error) {
+	return nil, b.hear(msg, 2, func(s *slot, v []uint64) { s.progress.hear(s.on(from.Broker), v[1], 0, false) })
+}
+
+// replicasProgressed takes followers' words: shard, replica, bytes stored, flags and index of each. A
+// broker may have two replicas of a partition for a while, one of them damaged.
+func (b *Broker) replicasProgressed(_ context.Context, from mesh.Identity, msg []byte) ([]byte, error) {
+	return nil, b.hear(msg, 5, func(s *slot, v []uint64) {
+		if s.brokerOf(v[1]) == from.Broker {
+			s.progress.hear(v[1], v[4], int64(v[2]), v[3]&progressDamaged != 0)
+		}
+	})
+}
+
+// hear reads a message of entries of so many numbers, the first one a shard.
+func (b *Broker) hear(msg []byte, numbers int, each func(s *slot, v []uint64)) error {
+	var v [5]uint64
 	for len(msg) > 0 {
-		shard, rest, ok := uvarint(msg)
-		if !ok {
-			return nil, errBadMessage
+		for i := range numbers {
+			var ok bool
+			if v[i], msg, ok = uvarint(msg); !ok {
+				return errBadMessage
+			}
 		}
-		index, rest, ok := uvarint(rest)
-		if !ok {
-			return nil, errBadMessage
-		}
-		msg = rest
-		if s := b.slotOf(shard); s != nil && s.local {
-			s.progress.hear(from.Broker, index)
+		if s := b.slotOf(v[0]); s != nil && s.local {
+			each(s, v[:numbers])
 		}
 	}
-	return nil, nil
+	return nil
 }

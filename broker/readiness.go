@@ -75,7 +75,7 @@ func (b *Broker) notReady(led map[*slot]bool) string {
 	missing, behind, first := 0, 0, ""
 	for _, t := range b.routes.Load().byID {
 		for _, s := range t.parts {
-			if !s.local || led[s] || s.problem.Load() != nil {
+			if !s.local || led[s] || s.problem.Load() != nil || s.joining() {
 				continue
 			}
 			p := s.partition.Load()

@@ -71,7 +71,8 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 	}
 	switch {
 	case ps.Leading:
-		st.Leader, st.Term, st.InSync = b.self(), ps.Term, s.inSync(b)
+		st.Leader, st.Term, st.InSync, st.Move = b.self(), ps.Term, s.inSync(b), s.moveStatus(b, ps.Bytes)
+		st.Damaged = s.damagedOn(b)
 	case st.Leader == b.self():
 		st.Leader = 0 // it has yet to begin
 	}
@@ -308,7 +309,7 @@ func (b *Broker) bounds(ctx context.Context, s *slot, timeMS *int64) (wire.Offse
 	}
 	offset, err := p.OffsetAt(*timeMS)
 	if err != nil {
-		e := wireError(err)
+		e := b.readError(s, err)
 		e.Outcome = ""
 		return wire.OffsetResponse{}, e
 	}
@@ -437,6 +438,7 @@ func (r runtime) Problems() []string {
 	if why := r.b.NotReady(); why != "" {
 		out = append(out, "broker "+r.b.c.Name+": "+why)
 	}
+	out = append(out, r.b.keeper.problems()...)
 	if n := r.b.epochs.Behind(); n > 0 {
 		out = append(out, fmt.Sprintf("broker %s is %d epochs behind", r.b.c.Name, n))
 	}

@@ -38,6 +38,9 @@ func (c *Config) initial() ([]epoch.Listed, error) {
 		}
 		return list, nil
 	}
+	if c.Join != "" {
+		return nil, nil // it joins what the list forms
+	}
 	return nil, bad(fmt.Sprintf("it does not name this broker, %s: each broker is listed as name=host:port with its peer address", c.Name))
 }
 

@@ -2,12 +2,14 @@ package broker
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 
 	"github.com/parleymq/parley/broker/interest"
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition"
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
 
@@ -41,40 +43,77 @@ type slot struct {
 	replica config.Replica
 	local   bool
 
-	lead    *lead // who leads
-	members atomic.Pointer[[]config.Replica]
+	lead *lead                            // who leads
+	part atomic.Pointer[config.Partition] // as the newest epoch that was carried out here has it
 
 	// partition is nil while it is not open.
 	partition atomic.Pointer[partition.Partition]
 	// problem says why it isn't open, or what is wrong with it.
 	problem atomic.Pointer[wire.Error]
+	// lost: it could not be opened because it has lost something; not a matter of trying again.
+	lost atomic.Bool
 	// concern is the newest epoch that this broker saw change the partition: its
 	// leader commits a barrier with it. 0: none, since the start.
 	concern atomic.Uint64
 	// current: this replica has been up to date once since it was opened.
 	current  atomic.Bool
 	progress progress
+	move     move
 
 	retention partition.Retention // of the carrier's goroutine alone
 }
 
-// replicas of the partition, the preferred leader's first.
+// replicas of the partition, the preferred leader's first. Those that a move adds are not
+// among them yet.
 func (s *slot) replicas() []config.Replica {
-	if m := s.members.Load(); m != nil {
-		return *m
+	if p := s.part.Load(); p != nil {
+		return p.Replicas
 	}
 	return nil
 }
 
-// alone: there is no other replica.
-func (s *slot) alone() bool { return len(s.replicas()) <= 1 }
+// alone: there is no other replica, and none comes.
+func (s *slot) alone() bool {
+	p := s.part.Load()
+	return p == nil || len(p.Replicas) <= 1 && !p.Moving()
+}
+
+// only: no other replica has all that this one has, though one may be on its way.
+func (s *slot) only() bool {
+	p := s.part.Load()
+	return p == nil || len(p.Replicas) <= 1 && !s.joining()
+}
+
+// joining: this broker's replica is one that a move adds.
+func (s *slot) joining() bool { return s.local && !slices.Contains(s.replicas(), s.replica) }
+
+// on returns the replica that a broker runs, 0 for none.
+func (s *slot) on(broker uint64) uint64 {
+	p := s.part.Load()
+	if p == nil {
+		return 0
+	}
+	r, _ := p.On(broker)
+	return r.ID
+}
+
+// brokerOf returns the broker that has a replica, 0 when no epoch known here tells.
+func (s *slot) brokerOf(replica uint64) uint64 {
+	p := s.part.Load()
+	if p == nil {
+		return 0
+	}
+	r, _ := p.Find(replica)
+	return r.Broker
+}
 
 // fail notes why the partition could not be opened. Damage is no matter of trying
 // again.
 func (s *slot) fail(err error) {
 	e := notHere(s.topic, s.number, err.Error())
 	var hole *storage.HoleError
-	if errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) {
+	s.lost.Store(errors.Is(err, storage.ErrCorrupt) || errors.As(err, &hole) || errors.Is(err, replication.ErrLost))
+	if s.lost.Load() && s.only() { // with others it is they who serve
 		e.Code, e.Reason, e.Retriable = 500, wire.ReasonDamaged, false
 	}
 	s.problem.Store(e)

@@ -26,6 +26,8 @@ type (
 	BrokerDescription    = wire.BrokerDescription
 	BrokerDetails        = wire.BrokerDetails
 	PartitionChange      = wire.PartitionChange
+	BrokerChange         = wire.BrokerChange
+	BalancePlan          = wire.BalancePlan
 	EpochDescription     = wire.EpochDescription
 )
 
@@ -191,6 +193,57 @@ func (c *Client) TransferPartition(ctx context.Context, topic string, partition 
 	if err == nil {
 		c.topics.stale()
 	}
+	return out, err
+}
+
+// MovePartition has a partition's replicas moved to these brokers, the first one its preferred
+// leader. It returns when that is decided: the brokers carry it out in the background, and
+// DescribePartition tells how far they are.
+func (c *Client) MovePartition(ctx context.Context, topic string, partition int32, to []string) (PartitionChange, error) {
+	out, _, err := call(ctx, c, wire.APIPartitionMove, wire.MoveRequest{Topic: topic, Partition: partition, To: to},
+		func(out *PartitionChange) *Error { return out.Error })
+	return out, err
+}
+
+// DrainBroker has a broker give all its replicas to others, in the background: it is empty when
+// DescribeBroker finds no replicas on it.
+func (c *Client) DrainBroker(ctx context.Context, name string) (BrokerChange, error) {
+	out, _, err := call(ctx, c, wire.APIBrokerDrain, wire.NameRequest{Name: name}, func(out *BrokerChange) *Error { return out.Error })
+	return out, err
+}
+
+// ResumeBroker undoes DrainBroker: the broker gets its share again.
+func (c *Client) ResumeBroker(ctx context.Context, name string) (BrokerChange, error) {
+	out, _, err := call(ctx, c, wire.APIBrokerResume, wire.NameRequest{Name: name}, func(out *BrokerChange) *Error { return out.Error })
+	return out, err
+}
+
+// RemoveBroker takes a broker that is empty, or dead, out of the cluster for good. While it gives
+// replicas up, or others take them over, it is tried again until ctx ends.
+func (c *Client) RemoveBroker(ctx context.Context, name string) (BrokerChange, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callPatience)
+		defer cancel()
+	}
+	for n := 0; ; n++ {
+		out, unsure, err := call(ctx, c, wire.APIBrokerRemove, wire.NameRequest{Name: name}, func(out *BrokerChange) *Error { return out.Error })
+		if unsure && err != nil && asError(err) != nil && asError(err).Code == 404 {
+			return BrokerChange{Name: name, Change: "removed"}, nil
+		}
+		if err != nil || out.Change != "removing" {
+			return out, err
+		}
+		if pause := c.pause(ctx, backoff(n)); pause != nil {
+			return out, nil // it goes on without anybody waiting
+		}
+	}
+}
+
+// Balance plans what moves until each broker holds its share and, unless it is a dry run, has
+// that begun, in the background.
+func (c *Client) Balance(ctx context.Context, dryRun bool) (BalancePlan, error) {
+	out, _, err := call(ctx, c, wire.APIClusterBalance, wire.BalanceRequest{DryRun: dryRun}, func(out *BalancePlan) *Error { return out.Error })
 	return out, err
 }
 

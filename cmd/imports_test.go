@@ -56,7 +56,8 @@ var layers = []struct {
 	{"broker/protocol", []string{"partition/record", "client/wire", "broker/interest"}},
 	{"broker/protocol/...", []string{"broker/protocol", "partition/record", "client/wire", "broker/interest"}},
 	{"broker/mesh", []string{"broker/interest", "broker/protocol", "broker/protocol/nats", "client/wire", "partition/record", "replication/epoch/..."}},
-	{"broker/api", []string{"client/wire", "partition/record", "replication/epoch", "replication/epoch/config", "partition/placement"}},
+	{"broker/upkeep", []string{"partition/placement", "replication/epoch/config"}},
+	{"broker/api", []string{"broker/upkeep", "client/wire", "partition/record", "replication/epoch", "replication/epoch/config", "partition/placement"}},
 	{"broker/admin", []string{"broker/api", "client/wire"}},
 	{"broker/brokertest", []string{"broker", "broker/...", "client", "client/wire", "partition/...", "replication/..."}},
 	{"broker", []string{"broker/...", "partition/...", "replication/...", "client/wire"}},
@@ -80,6 +81,7 @@ var never = []struct {
 	{"replication/...", []string{module + "/broker/...", module + "/partition/...", module + "/client/..."}, "imports run one way"},
 	{"replication/paxos", impure, "it must be simulated: time comes in as int64 milliseconds"},
 	{"partition/placement", impure, "it must be deterministic: time comes in as int64 milliseconds"},
+	{"broker/upkeep", impure[1:], "it must be deterministic: time comes in as int64 milliseconds"}, // a topic's config has a time.Duration
 	{"partition/group", impure, "it must be deterministic: time comes in as int64 milliseconds"},
 }
 

@@ -30,6 +30,7 @@ type machine struct {
 	peers       Peers // nil: none
 	clock       func() time.Time
 	log         zerolog.Logger
+	alone       bool
 
 	applying sync.Mutex
 	state    *state
@@ -91,7 +92,7 @@ func newMachine(c *Config) *machine {
 		clock = time.Now
 	}
 	return &machine{
-		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger,
+		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone,
 		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
 	}
 }
@@ -108,8 +109,8 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 			return 0, fmt.Errorf("open partition %s: checkpoint: %w", m.id, err)
 		}
 		if s.index != cp.Index || s.start != cp.Mark.Start || s.next != cp.Mark.Next {
-			return 0, fmt.Errorf("open partition %s: checkpoint contradicts itself: index %d and %d, bounds %d..%d and %d..%d",
-				m.id, s.index, cp.Index, s.start, s.next, cp.Mark.Start, cp.Mark.Next)
+			return 0, fmt.Errorf("open partition %s: %w: checkpoint contradicts itself: index %d and %d, bounds %d..%d and %d..%d",
+				m.id, storage.ErrCorrupt, s.index, cp.Index, s.start, s.next, cp.Mark.Start, cp.Mark.Next)
 		}
 		st = s
 	}
@@ -132,9 +133,29 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 	return st.index, nil
 }
 
+// Reach implements replication.Reaching. A replica that is alone serves what verifies of a log that
+// has lost its end: see lost.
+func (m *machine) Reach() uint64 {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.alone {
+		return 0
+	}
+	return m.reach
+}
+
+// SnapshotFailed implements replication.Warned: what can't be sent can't be read either.
+func (m *machine) SnapshotFailed(err error) {
+	if errors.Is(err, storage.ErrCorrupt) || errors.Is(err, record.ErrInvalid) {
+		m.damaged(describe(ErrDamaged, "a snapshot could not be read from this broker's disk: %v", err))
+	}
+}
+
 // damaged notes that not everything stored can be read. From here on nothing is trimmed.
 func (m *machine) damaged(d *Error) {
-	m.damage.Store(d)
+	if m.damage.Swap(d) != nil {
+		return // it was told, by whatever else is damaged
+	}
 	m.log.Error().Str("log", m.id.String()).Str("damage", d.Description).
 		Msg("stored records are missing or damaged: what verifies is served, the rest is refused, nothing is deleted")
 }

@@ -93,6 +93,8 @@ type Config struct {
 	Replica     uint64
 	Initial     map[uint64]string
 	Join        bool
+	Again       bool // it was opened here before: see replication.Replica
+	Alone       bool // no other replica has what this one has: damage can't be repaired from others
 	Host        replication.Host
 	Engine      storage.Engine
 	Checkpoints *storage.Checkpointer
@@ -151,7 +153,7 @@ func Open(ctx context.Context, c Config) (*Partition, error) {
 	p.a = newAppender(p)
 	ready := make(chan struct{})
 	log, err := c.Host.Start(ctx, replication.Replica{
-		Shard: c.Shard, Replica: c.Replica, Initial: c.Initial, Join: c.Join,
+		Shard: c.Shard, Replica: c.Replica, Initial: c.Initial, Join: c.Join, Again: c.Again,
 		OnLeader: func(l replication.Leadership) {
 			select {
 			case <-ready:
@@ -353,6 +355,9 @@ func (p *Partition) Status() Status {
 	return s
 }
 
+// Shard is the id of that log in the cluster.
+func (p *Partition) Shard() uint64 { return p.c.Shard }
+
 // Log is the replicated log below the partition, for membership and leadership.
 func (p *Partition) Log() replication.Log { return p.log }
 
@@ -387,3 +392,11 @@ func (p *Partition) Close() error {
 
 // closeWait is how long Close waits for what is under way to be committed.
 const closeWait = time.Second
+
+// Damage says what of this replica is missing or doesn't verify; "" as far as is known nothing.
+func (p *Partition) Damage() string {
+	if d := p.m.damage.Load(); d != nil {
+		return d.Description
+	}
+	return ""
+}

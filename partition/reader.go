@@ -146,11 +146,13 @@ func (m *machine) fetchStored(r FetchRequest, res FetchResult, b bounds, limit i
 	case r.Offset < now.start: // trimmed since the bounds were taken
 		return res, outOfRange(name, r.Offset, now)
 	case errors.As(err, &e):
-		return res, e
 	case err != nil:
-		return res, describe(ErrDamaged, "%s: offset %d on this broker's disk: %v", name, r.Offset, err)
+		e = describe(ErrDamaged, "%s: offset %d on this broker's disk: %v", name, r.Offset, err)
+	default:
+		e = describe(ErrDamaged, "%s: offsets %d to %d are missing on this broker's disk", name, r.Offset, b.next-1)
 	}
-	return res, describe(ErrDamaged, "%s: offsets %d to %d are missing on this broker's disk", name, r.Offset, b.next-1)
+	m.damaged(e)
+	return res, e
 }
 
 func outOfRange(name string, offset int64, b bounds) *Error {

@@ -26,6 +26,10 @@ var (
 	// ErrConfigChanged: a membership change named a config-change id that is no
 	// longer the newest.
 	ErrConfigChanged = errors.New("membership was changed by someone else")
+	// ErrLost: what a replica has stored has lost something that it once had. It must not take part
+	// any more, as it may have voted for, or acked, what is missing: it is replaced by one with
+	// a fresh id.
+	ErrLost = errors.New("the replica has lost what it had")
 )
 
 // A Log is one replica's handle on one replicated log. All methods may be
@@ -165,6 +169,20 @@ type StateMachine interface {
 	Close() error
 }
 
+// A Reaching state machine knows more than Open tells: entries above the index that Open returned
+// were applied once as well, up to Reach. A log that doesn't hold them any more has lost its
+// end, and Start fails with ErrLost before the replica says a word. 0: that isn't known.
+type Reaching interface {
+	StateMachine
+	Reach() uint64
+}
+
+// A Warned state machine is told why a snapshot of it could not be sent.
+type Warned interface {
+	StateMachine
+	SnapshotFailed(err error)
+}
+
 // Replica says which replica of which log to start.
 type Replica struct {
 	Shard   uint64 // the log's id in the cluster, never reused
@@ -176,9 +194,22 @@ type Replica struct {
 	Initial map[uint64]string
 	Join    bool
 
+	// Again: the replica is a member and was started here before. When nothing is known of it, Start fails
+	// with ErrLost: to join under its old id would make it forget what it voted for, and a first
+	// replica that joins stays non-voting for ever.
+	Again bool
+
 	// OnLeader is called on each change of leadership, in order, one at a
 	// time. It must not block.
 	OnLeader func(Leadership)
+}
+
+// Cutting is a Log that can be told to forget its entries.
+type Cutting interface {
+	// Cut syncs the state machine and has the log begin after what it has applied, from the next
+	// start of the replica on at the latest: whoever joins later gets a snapshot, and never
+	// the entries. For a state that the entries alone don't lead to.
+	Cut(ctx context.Context) error
 }
 
 // A Host runs the replicas of one broker.

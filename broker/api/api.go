@@ -72,6 +72,28 @@ type PartitionStatus struct {
 	Next    int64    `json:"next"`
 	Bytes   int64    `json:"bytes"`
 	Problem string   `json:"problem,omitempty"`
+	// Damaged replicas' brokers, as the leader knows.
+	Damaged []uint64 `json:"damaged,omitempty"`
+	// Move is set by the leader while the partition moves.
+	Move *MoveStatus `json:"move,omitempty"`
+}
+
+// MoveStatus of a partition that moves, as its leader knows it.
+type MoveStatus struct {
+	Phase   string          `json:"phase"`
+	Detail  string          `json:"detail,omitempty"`
+	Seconds float64         `json:"seconds"` // since this leader took it up
+	Adding  []ReplicaStatus `json:"adding"`
+}
+
+// ReplicaStatus of a replica that a move adds.
+type ReplicaStatus struct {
+	Replica uint64 `json:"replica"`
+	Broker  uint64 `json:"broker"`
+	Bytes   int64  `json:"bytes"`
+	OfBytes int64  `json:"of_bytes"`
+	Behind  uint64 `json:"behind"`
+	InSync  bool   `json:"in_sync"`
 }
 
 // Handlers answer requests from one broker's view.
@@ -103,6 +125,11 @@ var requests = map[string]handler{
 	wire.APIPartitionList:     with((*Handlers).PartitionList),
 	wire.APIPartitionDescribe: with((*Handlers).PartitionDescribe),
 	wire.APIPartitionTransfer: with((*Handlers).PartitionTransfer),
+	wire.APIPartitionMove:     with((*Handlers).PartitionMove),
+	wire.APIBrokerDrain:       with((*Handlers).BrokerDrain),
+	wire.APIBrokerResume:      with((*Handlers).BrokerResume),
+	wire.APIBrokerRemove:      with((*Handlers).BrokerRemove),
+	wire.APIClusterBalance:    with((*Handlers).ClusterBalance),
 	wire.APIEpochShow:         with((*Handlers).EpochShow),
 	wire.APIEpochList:         with((*Handlers).EpochList),
 }

@@ -27,10 +27,18 @@ func (h *Handlers) ClusterStatus(ctx context.Context, _ None) (wire.ClusterStatu
 		}
 	}
 	for i := range c.Topics {
-		if c.Topics[i].Live() {
-			s.Topics++
+		t := &c.Topics[i]
+		if !t.Live() {
+			continue
+		}
+		s.Topics++
+		for n := range t.Partitions {
+			if t.Partitions[n].Moving() {
+				s.Moving++
+			}
 		}
 	}
+	s.FeatureLevel, s.Uneven = c.FeatureLevel, c.Uneven > 0
 	return s, nil
 }
 

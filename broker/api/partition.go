@@ -30,6 +30,8 @@ func (p *live) problem() string {
 		return where + ": " + p.Problem
 	case p.Leader == 0:
 		return where + " has no leader"
+	case len(p.Damaged) > 0:
+		return fmt.Sprintf("%s has %d of %d replicas in sync: %s", where, have, want, p.damageText())
 	case have < want:
 		return fmt.Sprintf("%s has %d of %d replicas in sync", where, have, want)
 	}
@@ -47,7 +49,52 @@ func (p *live) describe(c *config.Config) wire.PartitionDescription {
 	for _, id := range p.InSync {
 		d.InSync = append(d.InSync, brokerName(c, id))
 	}
+	for _, id := range p.Damaged {
+		d.Damaged = append(d.Damaged, brokerName(c, id))
+	}
+	d.Move = p.move(c)
 	return d
+}
+
+// damageText says which replicas are damaged, and what becomes of that.
+func (p *live) damageText() string {
+	part := &p.topic.Partitions[p.number]
+	switch {
+	case part.Moving():
+		return "a damaged one is being replaced"
+	case len(part.Replicas) < 3:
+		return fmt.Sprintf("one is damaged, and with %d replicas it can't be replaced on its broker: move it to another one", len(part.Replicas))
+	}
+	return "a damaged one is to be replaced once the others have a majority in sync"
+}
+
+// move describes a move: what it is about from the epoch, how far it is from the leader.
+func (p *live) move(c *config.Config) *wire.PartitionMove {
+	part := &p.topic.Partitions[p.number]
+	if !part.Moving() {
+		return nil
+	}
+	m := &wire.PartitionMove{Phase: "waiting", Detail: "its leader has not taken it up", Target: []string{}, Adding: []wire.ReplicaCopy{}, Removing: []string{}}
+	for _, r := range part.Target {
+		m.Target = append(m.Target, brokerName(c, r.Broker))
+	}
+	for _, r := range slices.Concat(part.Removing(), part.Abandoned) {
+		m.Removing = append(m.Removing, brokerName(c, r.Broker))
+	}
+	far := map[uint64]ReplicaStatus{}
+	if p.Move != nil {
+		m.Phase, m.Detail, m.Seconds = p.Move.Phase, p.Move.Detail, p.Move.Seconds
+		for _, s := range p.Move.Adding {
+			far[s.Replica] = s
+		}
+	}
+	for _, r := range part.Adding() {
+		s := far[r.ID]
+		m.Adding = append(m.Adding, wire.ReplicaCopy{
+			Broker: brokerName(c, r.Broker), Replica: r.ID, Bytes: s.Bytes, OfBytes: s.OfBytes, Behind: s.Behind, InSync: s.InSync,
+		})
+	}
+	return m
 }
 
 // partitions lists those of live topics, by topic and number.
@@ -214,6 +261,13 @@ func (h *Handlers) PartitionTransfer(ctx context.Context, q wire.PartitionTransf
 		}
 		r := p.Replicas[at]
 		p.Replicas = slices.Insert(slices.Delete(p.Replicas, at, at+1), 0, r)
+		if p.Moving() {
+			at := slices.Index(p.Target, r)
+			if at < 0 {
+				return failf(409, wire.ReasonBadRequest, "partition %s/%d is moving away from broker %s: let it move elsewhere first", q.Topic, q.Partition, q.To)
+			}
+			p.Target = slices.Insert(slices.Delete(p.Target, at, at+1), 0, r)
+		}
 		next.Change = fmt.Sprintf("partition %s/%d prefers broker %s as its leader", q.Topic, q.Partition, q.To)
 		return nil
 	})

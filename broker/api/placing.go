@@ -53,8 +53,8 @@ func grow(next *config.Config, t *config.Topic, partitions, replicas int32) erro
 }
 
 func placed(p *config.Partition) placement.Partition {
-	out := placement.Partition{Shard: p.Shard, Factor: len(p.Replicas)}
-	for _, r := range p.Replicas {
+	out := placement.Partition{Shard: p.Shard, Factor: len(p.Wanted())}
+	for _, r := range p.Wanted() {
 		out.Replicas = append(out.Replicas, r.Broker)
 	}
 	return out

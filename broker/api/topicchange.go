@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/parleymq/parley/broker/upkeep"
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/replication/epoch"
 	"github.com/parleymq/parley/replication/epoch/config"
@@ -120,12 +121,25 @@ func (h *Handlers) TopicAlter(ctx context.Context, q wire.TopicAlter) (wire.Topi
 		}
 		var done []string
 		active := activeBrokers(next)
-		replicas := int32(len(t.Partitions[0].Replicas))
+		replicas := int32(len(t.Partitions[0].Wanted()))
 		if q.Replicas != 0 && q.Replicas != replicas {
 			if _, _, err := counts(1, q.Replicas, len(active)); err != nil {
 				return "", "", err
 			}
-			return "", "", failf(400, wire.ReasonInvalidConfig, "topic %s has %s: the number can't be changed yet", q.Name, plural(int(replicas), "replica"))
+			if err := movable(next); err != nil {
+				return "", "", err
+			}
+			moves, err := upkeep.Resize(next, t.ID, int(q.Replicas), h.present(next))
+			if err != nil {
+				return "", "", err
+			}
+			for _, m := range moves {
+				if err := next.SetTarget(m.Topic, m.Number, m.Brokers); err != nil {
+					return "", "", err
+				}
+			}
+			done = append(done, fmt.Sprintf("replicas %d -> %d, in the background", replicas, q.Replicas))
+			replicas = q.Replicas
 		}
 		switch have := int32(len(t.Partitions)); {
 		case q.Partitions < 0 || q.Partitions > config.MaxPartitions:

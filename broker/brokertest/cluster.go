@@ -26,6 +26,7 @@ type Member struct {
 	Name    string
 	cluster *Cluster
 	dir     string
+	join    string // peer addresses, for a broker that the cluster didn't begin with
 	options []Option
 }
 
@@ -53,9 +54,37 @@ func NewCluster(t testing.TB, n int, options ...Option) *Cluster {
 func (c *Cluster) Initial() string {
 	var list []string
 	for _, m := range c.Brokers {
-		list = append(list, m.Name+"="+peerName(m.Name))
+		if m.join == "" {
+			list = append(list, m.Name+"="+peerName(m.Name))
+		}
 	}
 	return strings.Join(list, ",")
+}
+
+// Add names a broker that is to join the cluster, with an empty directory, by any of those that
+// were named before. It doesn't start it. options come after those of the cluster.
+func (c *Cluster) Add(name string, options ...Option) *Member {
+	c.t.Helper()
+	var seeds []string
+	for _, m := range c.Brokers {
+		if m.Name != name {
+			seeds = append(seeds, peerName(m.Name))
+		}
+	}
+	m := &Member{Name: name, cluster: c, dir: c.t.TempDir(), join: strings.Join(seeds, ",")}
+	if len(c.Brokers) > 0 {
+		m.options = slices.Concat(c.Brokers[0].options, options)
+	}
+	c.Brokers = append(c.Brokers, m)
+	return m
+}
+
+// Join is Add and Start.
+func (c *Cluster) Join(name string, options ...Option) *Member {
+	c.t.Helper()
+	m := c.Add(name, options...)
+	m.Start()
+	return m
 }
 
 // Stop stops all brokers at the same time.
@@ -72,7 +101,9 @@ func (m *Member) Config(options ...Option) broker.Config {
 	c := Config(m.dir)
 	c.Name = m.Name
 	c.Logger = c.Logger.With().Str("broker", m.Name).Logger()
-	c.InitialCluster = m.cluster.Initial()
+	if c.Join = m.join; c.Join == "" {
+		c.InitialCluster = m.cluster.Initial()
+	}
 	c.AdvertisePeer, c.AdvertiseRaft = peerName(m.Name), raftName(m.Name)
 	c.ReturnAfter = 300 * time.Millisecond
 	dial := m.cluster.Network.dialer(m.Name)
@@ -176,6 +207,14 @@ func (c *Cluster) Member(name string) *Member {
 	}
 	c.t.Fatalf("no broker %q", name)
 	return nil
+}
+
+// Forget stops a broker that the cluster has removed, and doesn't count it any more.
+func (c *Cluster) Forget(name string) {
+	c.t.Helper()
+	m := c.Member(name)
+	m.Stop()
+	c.Brokers = slices.DeleteFunc(slices.Clone(c.Brokers), func(o *Member) bool { return o == m })
 }
 
 // Running lists the brokers that run.

@@ -45,6 +45,11 @@ const (
 	APIPartitionList     = "$PARLEY.API.PARTITION.LIST"     // PartitionListRequest -> PartitionList
 	APIPartitionDescribe = "$PARLEY.API.PARTITION.DESCRIBE" // PartitionRequest -> PartitionDescription
 	APIPartitionTransfer = "$PARLEY.API.PARTITION.TRANSFER" // PartitionTransfer -> PartitionChange
+	APIPartitionMove     = "$PARLEY.API.PARTITION.MOVE"     // MoveRequest -> PartitionChange
+	APIBrokerDrain       = "$PARLEY.API.BROKER.DRAIN"       // NameRequest -> BrokerChange
+	APIBrokerResume      = "$PARLEY.API.BROKER.RESUME"      // NameRequest -> BrokerChange
+	APIBrokerRemove      = "$PARLEY.API.BROKER.REMOVE"      // NameRequest -> BrokerChange
+	APIClusterBalance    = "$PARLEY.API.CLUSTER.BALANCE"    // BalanceRequest -> BalancePlan
 )
 
 // Headers of NATS messages.
@@ -216,7 +221,33 @@ type PartitionDescription struct {
 	NextOffset  int64    `json:"next_offset"`
 	Bytes       int64    `json:"bytes"`
 	Problem     string   `json:"problem,omitempty"`
-	Error       *Error   `json:"error,omitempty"`
+	// Damaged names brokers whose replica has lost something, or holds what doesn't verify. It serves
+	// nothing and is being replaced where the others have a majority.
+	Damaged []string `json:"damaged,omitempty"`
+	// Move is set while the partition moves to other brokers.
+	Move  *PartitionMove `json:"move,omitempty"`
+	Error *Error         `json:"error,omitempty"`
+}
+
+// PartitionMove is how far a partition's move is, as its leader knows it.
+type PartitionMove struct {
+	// Phase is one of waiting, adding, copying, promoting, "handing over", removing, finishing.
+	Phase    string        `json:"phase"`
+	Detail   string        `json:"detail,omitempty"` // what it waits for, or what failed last
+	Target   []string      `json:"target"`           // brokers, the preferred leader's first
+	Adding   []ReplicaCopy `json:"adding"`           // replicas that are to come
+	Removing []string      `json:"removing"`         // brokers whose replicas are to go
+	Seconds  float64       `json:"seconds"`          // since this leader took it up
+}
+
+// ReplicaCopy is how far a replica that a move adds has caught up.
+type ReplicaCopy struct {
+	Broker  string `json:"broker"`
+	Replica uint64 `json:"replica"`
+	Bytes   int64  `json:"bytes"`    // that it has stored
+	OfBytes int64  `json:"of_bytes"` // that its leader has stored
+	Behind  uint64 `json:"behind"`   // log entries that it lacks, about
+	InSync  bool   `json:"in_sync"`
 }
 
 // TopicDescription describes a topic whole.
@@ -292,7 +323,12 @@ type ClusterStatus struct {
 	Partitions      int                 `json:"partitions"`
 	Leaderless      int                 `json:"leaderless"`
 	UnderReplicated int                 `json:"under_replicated"`
-	Error           *Error              `json:"error,omitempty"`
+	// Moving counts the partitions that get other replicas. Uneven says that replicas are yet to
+	// be evened out among the brokers. FeatureLevel rises when all brokers know a newer one.
+	Moving       int    `json:"moving"`
+	Uneven       bool   `json:"uneven"`
+	FeatureLevel uint32 `json:"feature_level"`
+	Error        *Error `json:"error,omitempty"`
 }
 
 // BrokerDescription is one broker as the newest epoch has it.
@@ -358,11 +394,74 @@ type PartitionTransfer struct {
 type PartitionChange struct {
 	Topic     string `json:"topic"`
 	Partition int32  `json:"partition"`
-	Change    string `json:"change"` // transferred, unchanged
+	Change    string `json:"change"` // transferred, moving, reordered, unchanged
 	Leader    string `json:"leader"`
-	Detail    string `json:"detail,omitempty"`
-	Epoch     uint64 `json:"epoch"`
-	Error     *Error `json:"error,omitempty"`
+	// Replicas are the brokers that the partition moves to, the preferred leader first.
+	Replicas []string `json:"replicas,omitempty"`
+	Detail   string   `json:"detail,omitempty"`
+	Epoch    uint64   `json:"epoch"`
+	Error    *Error   `json:"error,omitempty"`
+}
+
+// MoveRequest asks for a partition's replicas to be on other brokers, the first one its
+// preferred leader.
+type MoveRequest struct {
+	Topic     string   `json:"topic"`
+	Partition int32    `json:"partition"`
+	To        []string `json:"to"` // brokers' names
+}
+
+// BrokerChange says what a broker is meant to be from now on, and in which epoch that was decided.
+type BrokerChange struct {
+	Name string `json:"name"`
+	// Change is draining, resumed, removing (it has yet to give replicas up: ask again), removed
+	// or unchanged.
+	Change   string `json:"change"`
+	Detail   string `json:"detail,omitempty"`
+	Replicas int    `json:"replicas"` // that it still holds, or is to get
+	Epoch    uint64 `json:"epoch"`
+	Error    *Error `json:"error,omitempty"`
+}
+
+// BalanceRequest asks for replicas to be evened out, or, with DryRun, what that would move.
+type BalanceRequest struct {
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// BalancePlan is what moves until each broker holds its share.
+type BalancePlan struct {
+	Change  string        `json:"change"` // planned (a dry run), begun, unchanged
+	Moves   []PlannedMove `json:"moves"`
+	Leaders []PlannedMove `json:"leaders"`        // preferred leaders that change beside
+	Held    []PlannedMove `json:"held,omitempty"` // what should change and can't now
+	Brokers []BrokerLoad  `json:"brokers"`
+	Bytes   int64         `json:"bytes"` // to be copied
+	More    int           `json:"more"`  // moves and leaders that are not listed
+	Epoch   uint64        `json:"epoch"`
+	Error   *Error        `json:"error,omitempty"`
+}
+
+// PlannedMove is one replica that goes from one broker to another, and why. From is empty for
+// one that is added, To for one that is dropped.
+type PlannedMove struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	From      string `json:"from,omitempty"`
+	To        string `json:"to,omitempty"`
+	Reason    string `json:"reason"`
+	Why       string `json:"why"`
+	Bytes     int64  `json:"bytes"`
+}
+
+// BrokerLoad is what a broker holds before and after.
+type BrokerLoad struct {
+	Name           string `json:"name"`
+	ReplicasBefore int    `json:"replicas_before"`
+	ReplicasAfter  int    `json:"replicas_after"`
+	BytesBefore    int64  `json:"bytes_before"`
+	BytesAfter     int64  `json:"bytes_after"`
+	LeadersBefore  int    `json:"leaders_before"` // preferred ones
+	LeadersAfter   int    `json:"leaders_after"`
 }
 
 // BrokerList lists the brokers.

@@ -13,7 +13,8 @@ import (
 
 func (a *app) brokerCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "broker", Short: "Lists and describes brokers", Example: "  parley broker list", RunE: needsSubcommand,
+		Use: "broker", Short: "Lists and describes brokers, drains and removes them",
+		Example: "  parley broker list\n  parley broker drain b3 --wait", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
 		&cobra.Command{
@@ -76,6 +77,7 @@ func (a *app) brokerCommand() *cobra.Command {
 				})
 			},
 		},
+		a.brokerDrain(), a.brokerResume(), a.brokerRemove(),
 	)
 	return parent
 }
@@ -107,8 +109,8 @@ func (a *app) printBrokers(brokers []client.BrokerDescription) error {
 
 func (a *app) clusterCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "cluster", Short: "The cluster at a glance, and what is wrong with it",
-		Example: "  parley cluster status\n  parley cluster health", RunE: needsSubcommand,
+		Use: "cluster", Short: "The cluster at a glance, what is wrong with it, and balance",
+		Example: "  parley cluster status\n  parley cluster health\n  parley cluster balance --dry-run", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
 		&cobra.Command{
@@ -122,8 +124,13 @@ func (a *app) clusterCommand() *cobra.Command {
 					if a.json() {
 						return a.printJSON(s)
 					}
-					fmt.Fprintf(a.stdout, "cluster           %s\nepoch             %d\ncouncil           %s\ntopics            %d\npartitions        %d\nleaderless        %d\nunder-replicated  %d\n\n",
-						s.ClusterID, s.Epoch, strings.Join(s.Council, ", "), s.Topics, s.Partitions, s.Leaderless, s.UnderReplicated)
+					uneven := ""
+					if s.Uneven {
+						uneven = ", replicas are being evened out"
+					}
+					fmt.Fprintf(a.stdout, "cluster           %s\nepoch             %d\nfeature level     %d\ncouncil           %s\ntopics            %d\n"+
+						"partitions        %d\nleaderless        %d\nunder-replicated  %d\nmoving            %d%s\n\n",
+						s.ClusterID, s.Epoch, s.FeatureLevel, strings.Join(s.Council, ", "), s.Topics, s.Partitions, s.Leaderless, s.UnderReplicated, s.Moving, uneven)
 					return a.printBrokers(s.Brokers)
 				})
 			},
@@ -152,6 +159,7 @@ func (a *app) clusterCommand() *cobra.Command {
 				})
 			},
 		},
+		a.clusterBalance(), a.clusterRecover(),
 	)
 	return parent
 }

@@ -14,7 +14,7 @@ import (
 
 func (a *app) partitionCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "partition", Short: "Lists and describes partitions, moves their leaders",
+		Use: "partition", Short: "Lists and describes partitions, moves them and their leaders",
 		Example: "  parley partition list orders\n  parley partition transfer orders/0 --to b2", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
@@ -65,7 +65,7 @@ func (a *app) partitionCommand() *cobra.Command {
 				})
 			},
 		},
-		a.partitionTransfer(),
+		a.partitionTransfer(), a.partitionMove(),
 	)
 	return parent
 }
@@ -111,7 +111,11 @@ after a restart of the broker.`,
 }
 
 func (a *app) printPartitions(all []client.PartitionDescription, withTopic bool) error {
+	moving := slices.ContainsFunc(all, func(p client.PartitionDescription) bool { return p.Move != nil })
 	head := []string{"PARTITION", "LEADER", "TERM", "REPLICAS", "IN SYNC", "START", "NEXT", "SIZE", "PROBLEM"}
+	if moving {
+		head = slices.Insert(head, 5, "MOVE")
+	}
 	if withTopic {
 		head = append([]string{"TOPIC"}, head...)
 	}
@@ -130,6 +134,9 @@ func (a *app) printPartitions(all []client.PartitionDescription, withTopic bool)
 		trouble = trouble || p.Problem != ""
 		row := []cell{num(p.Partition), leader, num(p.Term), str(strings.Join(p.Replicas, ",")), sync,
 			num(p.StartOffset), num(p.NextOffset), rightText(wire.FormatSize(p.Bytes)), problem}
+		if moving {
+			row = slices.Insert(row, 5, str(moveText(p.Move)))
+		}
 		if withTopic {
 			row = slices.Insert(row, 0, str(p.Topic))
 		}

@@ -25,6 +25,8 @@ type chaosFlags struct {
 	producers  int
 	faults     []string
 	recovery   time.Duration // how long the cluster may take to settle after a fault
+	moves      int
+	atOnce     int
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -39,6 +41,10 @@ func (f *chaosFlags) register(cmd *cobra.Command) {
 }
 
 func (f *chaosFlags) check(cmd *cobra.Command) error {
+	if f.moves < 0 || f.moves > 0 && (f.brokers < 4 || f.atOnce < 1 || f.atOnce > int(f.partitions)) {
+		return usagef("--moves %d --moves-at-once %d with --brokers %d --partitions %d: want 0 or more, at least 1 and at most one a partition; partitions with three replicas can move where there are 4 brokers or more",
+			f.moves, f.atOnce, f.brokers, f.partitions)
+	}
 	if f.brokers < 3 || f.partitions < 1 || f.producers < 1 {
 		return usagef("--brokers %d --partitions %d --producers %d: want 3, 1 and 1 or more", f.brokers, f.partitions, f.producers)
 	}
@@ -52,15 +58,19 @@ func (f *chaosFlags) check(cmd *cobra.Command) error {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4}
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3}
 	cmd := &cobra.Command{
 		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
 		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
 plain NATS clients and readers run, one fault follows the other: ` + strings.Join(faultNames(), ", ") + `.
 After the last one everything is read back and the replicas' logs are compared on disk:
 nothing lost, duplicated, reordered or never sent, no offset with two values, replicas
-the same byte for byte. Exit 1 if anything is wrong.`,
-		Example: "  go run ./cmd/parley proof chaos --duration 2m --seed 7\n  go run ./cmd/parley proof chaos --duration 30s --faults kill,cut --keep",
+the same byte for byte. Exit 1 if anything is wrong.
+
+With --moves the partitions move from brokers to brokers meanwhile, some of them to others before they have
+arrived; the faults go on until all of them have. Then each replica must be where the last epoch says, and nothing
+else.`,
+		Example: "  go run ./cmd/parley proof chaos --duration 2m --seed 7\n  go run ./cmd/parley proof chaos --moves 200 --brokers 5 --seed 7\n  go run ./cmd/parley proof chaos --duration 30s --faults kill,cut --keep",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(cmd); err != nil {
 				return err
@@ -74,12 +84,13 @@ the same byte for byte. Exit 1 if anything is wrong.`,
 			}
 			return a.proveCluster(cmd.Context(), &f, func(ctx context.Context, p *chaosProof) error {
 				end := time.Now().Add(f.duration)
-				for n := 1; n == 1 || time.Now().Before(end); n++ {
+				moved := p.startMoves(ctx)
+				for n := 1; n == 1 || time.Now().Before(end) || !moved.done(); n++ {
 					if err := p.fault(ctx, n, kinds[p.rng.IntN(len(kinds))]); err != nil {
-						return err
+						return errors.Join(err, moved.stop())
 					}
 				}
-				return nil
+				return moved.wait()
 			})
 		},
 	}
@@ -88,6 +99,8 @@ the same byte for byte. Exit 1 if anything is wrong.`,
 	flags.DurationVar(&f.duration, "duration", f.duration, "faults for so `long`")
 	f.register(cmd)
 	flags.StringSliceVar(&f.faults, "faults", nil, "only these `kinds` of faults")
+	flags.IntVar(&f.moves, "moves", 0, "so `many` moves of partitions beside the faults, which go on until they are done")
+	flags.IntVar(&f.atOnce, "moves-at-once", f.atOnce, "so `many` partitions move at the same time")
 	return cmd
 }
 
@@ -144,6 +157,8 @@ type chaosProof struct {
 	results map[string]*faultResult
 	changes int // of the topic
 	epochs  epochResult
+	moves   *chaosMoves // nil: none
+	placed  placement   // where the replicas are in the end
 }
 
 // chaosResult is what a run prints with -o json.
@@ -164,6 +179,7 @@ type chaosResult struct {
 	Replicas  int64                   `json:"replicas"`
 	Batches   int64                   `json:"batches"`
 	Different int64                   `json:"different_replicas"`
+	Moves     *movesResult            `json:"moves,omitempty"`
 	ByFault   map[string]*faultResult `json:"by_fault"`
 }
 
@@ -289,7 +305,12 @@ func (p *chaosProof) conclude(ctx context.Context) (*chaosResult, error) {
 	for _, f := range p.results {
 		r.Faults += f.Count
 	}
-	return r, nil
+	if p.moves != nil {
+		r.Moves = p.moves.result()
+	}
+	var err error
+	p.placed, err = placedReplicas(ctx, p.c)
+	return r, err
 }
 
 // onDisk stops all brokers and compares the replicas. A follower learns of the last commit with the leader's
@@ -309,7 +330,7 @@ func (p *chaosProof) onDisk(ctx context.Context, r *chaosResult) error {
 	}
 	p.say("replicas are compared on disk")
 	var err error
-	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, p.audit.tell)
+	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, p.placed, p.audit.tell)
 	a := p.audit
 	r.StaleEnds, r.Stale = a.staleEnd.Load(), a.stale.Load()
 	r.Phantom, r.TwoValues, r.Vanished, r.Holes, r.Failures = a.phantom.Load(), a.twoValues.Load(), a.vanished.Load(), a.holes.Load(), a.failures.Load()
@@ -406,6 +427,9 @@ func (p *chaosProof) print(r *chaosResult) error {
 	v.row(str("batches on them"), num(r.Batches))
 	v.row(str("read live"), num(r.LiveRead))
 	v.row(str("faults"), num(r.Faults))
+	if r.Moves != nil {
+		r.Moves.table(v)
+	}
 	v.row(str("seconds"), rightText(fmt.Sprintf("%.0f", r.Seconds)))
 	return p.a.printTable(v)
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
+	"github.com/parleymq/parley/client"
 	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
 )
@@ -27,20 +30,44 @@ type storedPartition struct {
 
 type storedKey struct{ topic, partition uint64 }
 
+// placement is which brokers have a replica of each partition of the topic, by the partition's number.
+type placement map[uint64][]string
+
+func placedReplicas(ctx context.Context, c *client.Client) (placement, error) {
+	d, err := c.DescribeTopic(ctx, chaosTopic)
+	if err != nil {
+		return nil, fmt.Errorf("ask where the replicas are: %w", err)
+	}
+	at := placement{}
+	for _, p := range d.Partitions {
+		at[uint64(p.Partition)] = p.Replicas
+	}
+	return at, nil
+}
+
 // compareReplicas opens the logs of brokers that were stopped and compares the replicas of every partition
-// byte for byte. It returns how many replicas and batches it compared, and tells each difference.
-func compareReplicas(members []*clusterProcess, tell func(string, ...any)) (replicas, batches, different int64, err error) {
+// byte for byte. It returns how many replicas and batches it compared, and tells each difference. What replicas that
+// moved away have left is not compared: of several replicas on one broker the newest counts.
+func compareReplicas(members []*clusterProcess, at placement, tell func(string, ...any)) (replicas, batches, different int64, err error) {
 	all := map[storedKey][]storedPartition{}
 	for _, m := range members {
-		if err := readReplicas(m, all); err != nil {
+		if err := readReplicas(m, at, all); err != nil {
 			return 0, 0, 0, fmt.Errorf("read the log of %s: %w", m.name, err)
 		}
 	}
-	for key, copies := range all {
-		if len(copies) < len(members) {
-			different++
-			tell("partition %d of topic %d has %d replicas on disk, want %d", key.partition, key.topic, len(copies), len(members))
+	for number, brokers := range at {
+		found := 0
+		for key, copies := range all {
+			if key.partition == number {
+				found = len(copies)
+			}
 		}
+		if found != len(brokers) {
+			different++
+			tell("partition %d has %d replicas on disk, want %d, on %v", number, found, len(brokers), brokers)
+		}
+	}
+	for key, copies := range all {
 		replicas += int64(len(copies))
 		for _, c := range copies {
 			batches += int64(len(c.batches))
@@ -74,7 +101,7 @@ func differ(a, b *storedPartition) string {
 	return ""
 }
 
-func readReplicas(m *clusterProcess, all map[storedKey][]storedPartition) (err error) {
+func readReplicas(m *clusterProcess, at placement, all map[storedKey][]storedPartition) (err error) {
 	engine, err := storage.OpenEngine("badger", storage.Options{Dir: filepath.Join(m.dir, "log", "store")})
 	if err != nil {
 		return err
@@ -85,7 +112,14 @@ func readReplicas(m *clusterProcess, all map[storedKey][]storedPartition) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, points.Close()) }()
+	newest := map[storedKey]storage.LogID{}
 	for _, id := range points.Checkpoints() {
+		key := storedKey{id.Topic, id.Partition}
+		if slices.Contains(at[id.Partition], m.name) && id.Replica > newest[key].Replica {
+			newest[key] = id
+		}
+	}
+	for key, id := range newest {
 		point, ok := points.Load(id)
 		if !ok {
 			continue
@@ -95,7 +129,6 @@ func readReplicas(m *clusterProcess, all map[storedKey][]storedPartition) (err e
 			return fmt.Errorf("read %s: %w", id, err)
 		}
 		p.broker = m.name
-		key := storedKey{id.Topic, id.Partition}
 		all[key] = append(all[key], p)
 	}
 	return nil

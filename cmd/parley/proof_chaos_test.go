@@ -46,6 +46,28 @@ func TestChaosProof(t *testing.T) {
 	}
 }
 
+// TestChaosMoves is the short form of "parley proof chaos --moves 200 --brokers 4".
+func TestChaosMoves(t *testing.T) {
+	parleyd := buildParleyd(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	o := processTool(t, "proof", "chaos", "--parleyd", parleyd, "--duration", "1s", "--brokers", "4", "--partitions", "4", "--producers", "2",
+		"--moves", "8", "--faults", "kill,cut-pair", "-o", "json")
+	t.Log(strings.TrimSpace(o.stderr))
+	if o.code != exitDone {
+		t.Fatalf("exit %d\n%s", o.code, o.stdout)
+	}
+	r := decode(t, o.stdout)
+	for _, key := range []string{"lost", "duplicated", "reordered", "phantom", "two_values", "vanished", "holes", "failures", "different_replicas"} {
+		if r[key] != 0.0 {
+			t.Errorf("%s: %v", key, r[key])
+		}
+	}
+	moves, _ := r["moves"].(map[string]any)
+	if r["acked"] == 0.0 || r["replicas"] != 12.0 || moves["count"] != 8.0 {
+		t.Errorf("%v", r)
+	}
+}
+
 // TestChaosAuditFinds: each thing that can be wrong is found.
 func TestChaosAuditFinds(t *testing.T) {
 	t.Parallel()

@@ -17,11 +17,12 @@ import (
 
 func (a *app) topicCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "topic", Short: "Creates, lists, describes, alters, deletes and restores topics",
+		Use: "topic", Short: "Creates, lists, describes, alters, deletes, restores, exports and imports topics",
 		Example: "  parley topic create orders --partitions 3\n  parley topic describe orders",
 		RunE:    needsSubcommand,
 	}
-	parent.AddCommand(a.topicCreate(), a.topicList(), a.topicDescribe(), a.topicAlter(), a.topicDelete(), a.topicRestore())
+	parent.AddCommand(a.topicCreate(), a.topicList(), a.topicDescribe(), a.topicAlter(), a.topicDelete(), a.topicRestore(),
+		a.topicExport(), a.topicImport())
 	return parent
 }
 

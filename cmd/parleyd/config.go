@@ -56,11 +56,6 @@ func load(src sources) (*settings, error) {
 			return nil, err
 		}
 	}
-	for _, flag := range laterOptions {
-		if g, ok := src.find(flag, file); ok {
-			return nil, usagef("%s: %s", g.from, laterRefusal)
-		}
-	}
 	s := &settings{}
 	for i := range all {
 		o := &all[i]
@@ -138,9 +133,6 @@ func parseFile(path string, data []byte, all []option) (map[string]given, error)
 	known := map[string]bool{}
 	for i := range all {
 		known[all[i].key()] = true
-	}
-	for _, flag := range laterOptions {
-		known[strings.ReplaceAll(flag, "-", "_")] = true
 	}
 	found := map[string]given{}
 	for i := 0; i+1 < len(root.Content); i += 2 {

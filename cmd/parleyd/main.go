@@ -85,10 +85,6 @@ Exit status: 2 for bad usage or configuration, 1 for a failure.`,
 			flags.Lookup(o.flag).NoOptDefVal = "true"
 		}
 	}
-	for _, name := range laterOptions {
-		flags.Var(&rawFlag{name: name, meta: "VALUE", given: given}, name, laterRefusal)
-		flags.Lookup(name).Hidden = true
-	}
 	root.AddCommand(newHealthcheck(given, lookup))
 	return root
 }

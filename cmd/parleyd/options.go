@@ -5,6 +5,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -23,6 +24,10 @@ type settings struct {
 	RaftListen       string
 	AdvertiseRaft    string
 	InitialCluster   string
+	Join             string
+	DeadAfter        time.Duration
+	CopyRate         int64
+	TrashGrace       time.Duration
 	SecretFile       string
 	PeerTLSCert      string
 	PeerTLSKey       string
@@ -82,6 +87,14 @@ func options() []option {
 			set: address(func(s *settings) *string { return &s.AdvertiseRaft })},
 		{flag: "initial-cluster", meta: "LIST", usage: "brokers that form a cluster together, this one among them: b1=HOST:PORT,b2=HOST:PORT,… with their peer addresses",
 			set: text(func(s *settings) *string { return &s.InitialCluster })},
+		{flag: "join", meta: "LIST", usage: "for a new broker with an empty data directory: peer addresses of brokers whose cluster it is to join, HOST:PORT,… Beside --initial-cluster it counts for brokers that the list doesn't name, or whose disk was emptied",
+			set: text(func(s *settings) *string { return &s.Join })},
+		{flag: "dead-after", meta: "SPAN", initial: "5m", usage: "how long a majority of the council must find a broker unreachable before its replicas are given to others",
+			set: span(time.Second, func(s *settings) *time.Duration { return &s.DeadAfter })},
+		{flag: "copy-rate", meta: "SIZE", initial: "64MiB", usage: "bytes a second that copies of replicas that move take from this broker, all together; 0 for no limit",
+			set: size(0, 1<<62, func(s *settings) *int64 { return &s.CopyRate })},
+		{flag: "trash-grace", meta: "SPAN", initial: "10m", usage: "how long data of a replica that moved away is kept; while the disk is full it goes at once",
+			set: span(time.Second, func(s *settings) *time.Duration { return &s.TrashGrace })},
 		{flag: "cluster-secret-file", meta: "FILE", usage: "file with a secret that all brokers of the cluster share; needed, or peer TLS, where peers or Raft listen beyond loopback",
 			set: text(func(s *settings) *string { return &s.SecretFile })},
 		{flag: "peer-tls-cert", meta: "FILE", usage: "certificate of this broker for others, PEM; TLS between brokers is mutual",
@@ -115,12 +128,6 @@ func options() []option {
 			set: oneOf(func(s *settings) *string { return &s.LogFormat }, "console", "json")},
 	}
 }
-
-// laterOptions change a cluster's members. This release refuses them rather than
-// to take them for nothing.
-var laterOptions = []string{"join", "dead-after"}
-
-const laterRefusal = "the members of a cluster are fixed in this release: it is formed once, by --initial-cluster"
 
 func text(field func(*settings) *string) func(*settings, string) error {
 	return func(s *settings, v string) error {
@@ -165,6 +172,17 @@ func size(least, most int64, field func(*settings) *int64) func(*settings, strin
 			return fmt.Errorf("want a size from %s to %s", wire.FormatSize(least), wire.FormatSize(most))
 		}
 		*field(s) = n
+		return nil
+	}
+}
+
+func span(least time.Duration, field func(*settings) *time.Duration) func(*settings, string) error {
+	return func(s *settings, v string) error {
+		d, err := wire.ParseAge(v)
+		if err != nil || d < least {
+			return fmt.Errorf("want a span such as 5m, %s or more", wire.FormatAge(least))
+		}
+		*field(s) = d
 		return nil
 	}
 }

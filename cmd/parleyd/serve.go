@@ -130,20 +130,23 @@ func rounded(since time.Time) time.Duration { return time.Since(since).Round(tim
 
 // broker translates the settings for the broker package.
 func (s *settings) broker(log zerolog.Logger) broker.Config {
-	floor := s.FreeSpaceFloor
-	if floor == 0 {
-		floor = -1 // its zero is the default, ours is none
+	none := func(n int64) int64 {
+		if n == 0 {
+			return -1 // its zero is the default, ours is none
+		}
+		return n
 	}
 	return broker.Config{
 		Name: s.Name, DataDir: s.DataDir,
 		Listen: s.Listen, AdvertiseClient: s.AdvertiseClient, HTTP: s.HTTP,
 		PeerListen: s.PeerListen, AdvertisePeer: s.AdvertisePeer, RaftListen: s.RaftListen, AdvertiseRaft: s.AdvertiseRaft,
-		InitialCluster: s.InitialCluster, SecretFile: s.SecretFile,
+		InitialCluster: s.InitialCluster, Join: s.Join, DeadAfter: s.DeadAfter, SecretFile: s.SecretFile,
+		CopyRate: none(s.CopyRate), TrashGrace: s.TrashGrace,
 		PeerTLS: broker.PeerTLS{Cert: s.PeerTLSCert, Key: s.PeerTLSKey, CA: s.PeerTLSCA},
 		Rack:    s.Rack, Weight: s.Weight,
 		TLS:  broker.TLS{Cert: s.TLSCert, Key: s.TLSKey, ClientCA: s.TLSClientCA},
 		User: s.User, Password: s.Password, Token: s.Token,
-		FreeSpaceFloor: floor, MaxRecord: s.MaxRecord, MemoryLimit: s.MemoryLimit,
+		FreeSpaceFloor: none(s.FreeSpaceFloor), MaxRecord: s.MaxRecord, MemoryLimit: s.MemoryLimit,
 		AutoCreateTopics: s.AutoCreateTopics, Pprof: s.Pprof, Logger: log,
 		OnFatal: func(err error) {
 			// The disk failed: what it holds is not known any more, so nothing that

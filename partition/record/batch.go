@@ -68,6 +68,22 @@ func Split(buf []byte) (b Batch, rest []byte, err error) {
 	return Batch(buf[:end:end]), buf[end:], nil
 }
 
+// Length is how many bytes the batch has whose first HeaderSize bytes are head, by its framing
+// alone: ErrShort, ErrMalformed or ErrMagic when it can't be one.
+func Length(head []byte) (int, error) {
+	if len(head) < HeaderSize {
+		return 0, fmt.Errorf("%w: %d bytes, a header takes %d", ErrShort, len(head), HeaderSize)
+	}
+	n := int32(binary.BigEndian.Uint32(head[atLength:]))
+	switch {
+	case n < HeaderSize-lengthEnd:
+		return 0, fmt.Errorf("%w: length %d, at least %d", ErrMalformed, n, HeaderSize-lengthEnd)
+	case head[atMagic] != magicV2:
+		return 0, badMagic(head[atMagic])
+	}
+	return lengthEnd + int(n), nil
+}
+
 func badMagic(m byte) error {
 	return fmt.Errorf("%w: magic %d, only %d is supported", ErrMagic, int8(m), magicV2)
 }

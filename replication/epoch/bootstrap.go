@@ -38,6 +38,7 @@ type hello struct {
 	Epoch   uint64        `json:"epoch"`
 	Self    config.Broker `json:"self"`
 	Initial []Listed      `json:"initial,omitempty"` // at epoch 0
+	Level   uint32        `json:"level,omitempty"`   // the newest feature level that it knows
 	// Of an answer: whether the newest epoch names the one who asked, and, if so,
 	// what it doesn't know yet.
 	Named   bool   `json:"named,omitempty"`
@@ -62,7 +63,7 @@ func (c *Cluster) Answer(ctx context.Context, incarnation, subject string, req [
 
 func (c *Cluster) introduce() hello {
 	cur := c.Current()
-	h := hello{Cluster: cur.ClusterID, Epoch: cur.Epoch, Self: c.o.Self}
+	h := hello{Cluster: cur.ClusterID, Epoch: cur.Epoch, Self: c.o.Self, Level: c.o.Level}
 	h.Self.ID = c.self.ID
 	if cur.Epoch == 0 {
 		h.Initial = listOf(cur)
@@ -162,7 +163,7 @@ func (c *Cluster) pause(ctx context.Context) error {
 }
 
 // ask asks everybody once. missing says of each that gave no answer why.
-func (c *Cluster) ask(ctx context.Context, cur *config.Config) (peers []config.Broker, missing []string, err error) {
+func (c *Cluster) ask(ctx context.Context, cur *config.Config) (peers []hello, missing []string, err error) {
 	type question struct {
 		listed  *config.Broker // nil: a seed
 		address string
@@ -217,7 +218,7 @@ func (c *Cluster) ask(ctx context.Context, cur *config.Config) (peers []config.B
 		if err := c.judge(cur, q.listed, who, &q.answer); err != nil {
 			return nil, nil, err
 		}
-		peers = append(peers, q.answer.Self)
+		peers = append(peers, q.answer)
 	}
 	return peers, missing, nil
 }
@@ -249,22 +250,23 @@ func (c *Cluster) judge(cur *config.Config, listed *config.Broker, who string, a
 
 // form has epoch 1 decided. That it comes to nothing, because somebody went away
 // again, is no error.
-func (c *Cluster) form(ctx context.Context, base *config.Config, peers []config.Broker) error {
+func (c *Cluster) form(ctx context.Context, base *config.Config, peers []hello) error {
 	limited, cancel := context.WithTimeout(ctx, formTimeout)
 	defer cancel()
 	_, err := c.Propose(limited, func(next *config.Config) error {
 		if next.Epoch != 1 {
 			return ErrUnchanged
 		}
-		next.ClusterID = randomID()
+		next.ClusterID, next.FeatureLevel = randomID(), config.Level
 		for i := range next.Brokers {
 			b := &next.Brokers[i]
-			known := c.o.Self
+			known, level := c.o.Self, c.o.Level
 			for _, p := range peers {
-				if p.Name == b.Name {
-					known = p
+				if p.Self.Name == b.Name {
+					known, level = p.Self, p.Level
 				}
 			}
+			next.FeatureLevel = min(next.FeatureLevel, level)
 			known.ID, known.Name, known.State = b.ID, b.Name, config.Active
 			known.Weight = max(known.Weight, 1)
 			if known.Addresses.Peer == "" {

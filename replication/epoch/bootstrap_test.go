@@ -292,6 +292,33 @@ func TestJoin(t *testing.T) {
 			}
 		}
 	})
+	bubble(t, "twice under two names", func(t *testing.T, w *world) {
+		w.lone()
+		n := &node{w: w, self: broker("b2")}
+		if _, err := Join(t.Context(), JoinOptions{Self: n.self, Seeds: []string{"b1:6222"}, Ask: n.ask, dir: newMemoryDirectory()}); err != nil {
+			t.Fatal(err)
+		}
+		n.self.Name = "b9"
+		_, err := Join(t.Context(), JoinOptions{Self: n.self, Seeds: []string{"b1:6222"}, Ask: n.ask, dir: newMemoryDirectory()})
+		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "has joined already, as broker b2 (id 2)") {
+			t.Error(err)
+		}
+	})
+	bubble(t, "a program that is too old", func(t *testing.T, w *world) {
+		first := w.lone()
+		if _, err := first.c.Propose(t.Context(), func(c *config.Config) error { c.FeatureLevel = 1; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		n := &node{w: w, self: broker("b2")}
+		o := JoinOptions{Self: n.self, Seeds: []string{"b1:6222"}, Ask: n.ask, dir: newMemoryDirectory()}
+		if _, err := Join(t.Context(), o); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "use a newer version") {
+			t.Error(err)
+		}
+		o.Level = 1
+		if _, err := Join(t.Context(), o); err != nil || first.c.Current().Uneven == 0 {
+			t.Error(err, first.c.Current().Uneven)
+		}
+	})
 	bubble(t, "a name that is taken", func(t *testing.T, w *world) {
 		w.lone()
 		other := &node{w: w, self: broker("b1")}

@@ -52,6 +52,10 @@ type Options struct {
 	Transport Transport                // nil while nobody else is there
 	Ask       Ask                      // nil: Bootstrap and Join can't be used
 	Alive     func(broker uint64) bool // as far as this broker knows; nil: all are
+	// Gone says for Admit that a broker can't be reached from anywhere; nil: that it isn't Alive.
+	Gone func(ctx context.Context, broker uint64) bool
+	// Level is the newest feature level that this broker knows.
+	Level uint32
 
 	Clock  func() time.Time    // for the time stamps in epochs; nil is time.Now
 	Random func(n int64) int64 // below n, for back-off; nil is math/rand
@@ -141,6 +145,9 @@ func Open(o Options) (*Cluster, error) {
 	}
 	if o.Alive == nil {
 		o.Alive = func(uint64) bool { return true }
+	}
+	if o.Gone == nil {
+		o.Gone = func(_ context.Context, id uint64) bool { return !o.Alive(id) }
 	}
 	o.Times = o.Times.withDefaults()
 	if o.Self.Incarnation == "" {

@@ -103,10 +103,10 @@ func TestSharedEpochs(t *testing.T) {
 				var r result
 				c, err := nodes[0].c.Propose(t.Context(), func(next *config.Config) error {
 					if i >= n/2 { // only one of these can win
-						if next.FeatureLevel > 0 {
+						if next.Brokers[0].Rack != "" {
 							return taken
 						}
-						next.FeatureLevel = 1
+						next.Brokers[0].Rack = "r1"
 					}
 					r.number = next.TakeTopic()
 					return nil

@@ -22,7 +22,7 @@ import (
 var (
 	// ErrUnchanged: a change that a caller of Propose returns when there is
 	// nothing to change. Propose hands it back with the current configuration.
-	ErrUnchanged = errors.New("nothing to change")
+	ErrUnchanged = config.ErrUnchanged
 	// ErrUnknownEpoch: no such epoch was decided, as far as this broker knows.
 	ErrUnknownEpoch = errors.New("unknown epoch")
 	// ErrForgotten: the epoch's header is kept, its full value no longer is.

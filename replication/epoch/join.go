@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 
@@ -13,7 +14,8 @@ import (
 )
 
 type joinRequest struct {
-	Self config.Broker `json:"self"`
+	Self  config.Broker `json:"self"`
+	Level uint32        `json:"level,omitempty"` // the newest feature level that it knows
 }
 
 type joinReply struct {
@@ -28,6 +30,7 @@ type joinReply struct {
 type JoinOptions struct {
 	Dir   string
 	Self  config.Broker // all but the id
+	Level uint32        // the newest feature level that it knows
 	Seeds []string      // peer addresses of brokers that are in the cluster
 	Ask   Ask
 	// OnWait is told why nobody has admitted this broker yet, when that changes.
@@ -57,7 +60,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	if len(o.Seeds) == 0 {
 		return Joined{}, errors.New("join a cluster: no address to ask was given")
 	}
-	req, err := json.Marshal(joinRequest{o.Self})
+	req, err := json.Marshal(joinRequest{o.Self, o.Level})
 	if err != nil {
 		return Joined{}, fmt.Errorf("join a cluster: %w", err)
 	}
@@ -143,7 +146,7 @@ func (c *Cluster) answerJoin(ctx context.Context, incarnation string, req []byte
 	if c.Current().Epoch == 0 {
 		return nil, fmt.Errorf("answer %s: this broker has no cluster yet", SubjectJoin)
 	}
-	next, err := c.Admit(ctx, q.Self)
+	next, err := c.Admit(ctx, q.Self, q.Level)
 	var refused refusal
 	if errors.As(err, &refused) {
 		return json.Marshal(joinReply{Refused: refused.Error()})
@@ -165,31 +168,52 @@ func (c *Cluster) answerJoin(ctx context.Context, incarnation string, req []byte
 	return json.Marshal(r)
 }
 
-// Admit has an epoch decided that names a new broker. Its id is a new one. A name that
-// a broker has already passes to the newcomer only when the old one is not live and
-// holds nothing: its disk was wiped before it held anything, or its replicas were
-// given to others.
-func (c *Cluster) Admit(ctx context.Context, b config.Broker) (*config.Config, error) {
+// Superseded marks the name of a broker whose name a newcomer took over: NAME~ID. No broker
+// can be started under such a name.
+const Superseded = "~"
+
+// Admit has an epoch decided that names a new broker, which knows feature levels up to level. Its
+// id is a new one. A name passes to the newcomer when the broker that has it is dead, or can't be
+// reached: its disk was emptied. That one leaves the cluster when it holds nothing; otherwise it
+// stays as a dead one, under another name, until its replicas were given to others.
+func (c *Cluster) Admit(ctx context.Context, b config.Broker, level uint32) (*config.Config, error) {
 	if b.Incarnation == "" || b.Name == "" {
 		return nil, refusal("a broker needs a name and an incarnation")
 	}
+	// Whom others reach is asked once, not within the change.
+	gone := map[uint64]bool{}
+	cur := c.Current()
+	for i := range cur.Brokers {
+		o := &cur.Brokers[i]
+		if o.Incarnation != b.Incarnation && (o.Name == b.Name || sameAddress(o, &b)) {
+			gone[o.ID] = o.State == config.Dead || o.ID != c.self.ID && c.o.Gone(ctx, o.ID)
+		}
+	}
 	next, err := c.Propose(ctx, func(next *config.Config) error {
+		if level < next.FeatureLevel {
+			return refusal(fmt.Sprintf("the cluster is at feature level %d, this program knows up to %d: use a newer version", next.FeatureLevel, level))
+		}
 		for i := range next.Brokers {
-			if next.Brokers[i].Incarnation == b.Incarnation {
+			o := &next.Brokers[i]
+			switch {
+			case o.Incarnation == b.Incarnation && o.Name == b.Name:
 				return ErrUnchanged
+			case o.Incarnation == b.Incarnation:
+				return refusal(fmt.Sprintf("this data directory has joined already, as broker %s (id %d): start it under that name", o.Name, o.ID))
+			case o.Name == b.Name && !gone[o.ID]:
+				return refusal(fmt.Sprintf("a broker named %s is in the cluster and live (id %d, %s): give another name", o.Name, o.ID, o.Addresses.Peer))
+			case sameAddress(o, &b) && !gone[o.ID]:
+				return refusal(fmt.Sprintf("broker %s (id %d) is live at the same address (%s for peers, %s for raft): give each broker its own", o.Name, o.ID, o.Addresses.Peer, o.Addresses.Raft))
 			}
 		}
+		text := fmt.Sprintf("broker %s joined", b.Name)
 		if old := next.BrokerNamed(b.Name); old != nil {
-			if err := c.replaceable(next, old); err != nil {
-				return err
-			}
-			next.Change = fmt.Sprintf("broker %s joined in place of an emptied one", b.Name)
-			c.replace(next, old, b)
-			return nil
+			text = c.supersede(next, old.ID)
 		}
 		b.ID, b.State, b.Weight = next.TakeBroker(), config.Active, max(b.Weight, 1)
 		next.Brokers = append(next.Brokers, b)
-		next.Change = fmt.Sprintf("broker %s joined", b.Name)
+		next.Change = text
+		next.EvenOut()
 		return nil
 	})
 	if errors.Is(err, ErrUnchanged) {
@@ -198,41 +222,46 @@ func (c *Cluster) Admit(ctx context.Context, b config.Broker) (*config.Config, e
 	return next, err
 }
 
-func (c *Cluster) replaceable(cur *config.Config, old *config.Broker) error {
-	held := 0
-	for i := range cur.Topics {
-		for n := range cur.Topics[i].Partitions {
-			if _, on := cur.Topics[i].Partitions[n].On(old.ID); on {
-				held++
-			}
-		}
-	}
-	switch {
-	case old.State != config.Dead && (old.ID == c.self.ID || c.o.Alive(old.ID)):
-		return refusal(fmt.Sprintf("a broker named %s is in the cluster and live (id %d, %s): give another name", old.Name, old.ID, old.Addresses.Peer))
-	case held > 0:
-		return refusal(fmt.Sprintf("broker %s (id %d) still holds %d replicas: remove it first, or give another name", old.Name, old.ID, held))
-	}
-	return nil
+func sameAddress(a, b *config.Broker) bool {
+	return a.Addresses.Peer != "" && a.Addresses.Peer == b.Addresses.Peer || a.Addresses.Raft != "" && a.Addresses.Raft == b.Addresses.Raft
 }
 
-// replace puts a newcomer in an old broker's place. The old one's seat on the council goes
-// to nobody yet, unless it is the only one.
-func (c *Cluster) replace(next *config.Config, old *config.Broker, b config.Broker) {
-	gone := old.ID
-	b.ID, b.State, b.Weight = next.TakeBroker(), config.Active, max(b.Weight, 1)
-	var brokers []config.Broker
-	for _, x := range next.Brokers {
-		if x.ID != gone {
-			brokers = append(brokers, x)
-		}
+// supersede makes a broker's name free for a newcomer, and says how.
+func (c *Cluster) supersede(next *config.Config, id uint64) string {
+	old := next.Broker(id)
+	name := old.Name
+	if next.Holds(id) == 0 {
+		next.RemoveBroker(id)
+		return fmt.Sprintf("broker %s joined in place of an emptied one (id %d)", name, id)
 	}
-	next.Brokers = append(brokers, b)
-	var council []uint64
-	for _, id := range next.Council {
-		if id != gone {
-			council = append(council, id)
-		}
+	old.State = config.Dead
+	old.Name = fmt.Sprintf("%s%s%d", name, Superseded, id)
+	return fmt.Sprintf("broker %s joined in place of one that is gone, which is named %s while others take over its replicas", name, old.Name)
+}
+
+// Known is what a broker at some address says of its cluster.
+type Known struct {
+	Cluster string
+	Epoch   uint64 // 0: it has no cluster yet
+	Named   bool   // that epoch names the one who asked
+	Name    string // of the broker that answers
+}
+
+// Probe asks the broker at an address what it knows, before there is a store, or beside it.
+func Probe(ctx context.Context, ask Ask, self config.Broker, address string) (Known, error) {
+	req, err := json.Marshal(hello{Self: self, Epoch: math.MaxInt64}) // nothing is to be sent along
+	if err != nil {
+		return Known{}, fmt.Errorf("ask %s: %w", SubjectHello, err)
 	}
-	next.Council = council
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	reply, err := ask(ctx, address, SubjectHello, req)
+	if err != nil {
+		return Known{}, err
+	}
+	var a hello
+	if err := json.Unmarshal(reply, &a); err != nil {
+		return Known{}, fmt.Errorf("answer to %s: %w", SubjectHello, err)
+	}
+	return Known{Cluster: a.Cluster, Epoch: a.Epoch, Named: a.Named, Name: a.Self.Name}, nil
 }

@@ -7,11 +7,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/lni/dragonboat/v4/raftpb"
 	"github.com/lni/vfs"
+
+	"github.com/parleymq/parley/replication"
 )
 
 // A replica's Raft log begins behind its newest cut. A state machine that is
@@ -96,4 +99,47 @@ func (h *Host) cutAt(shard, replica uint64) (uint64, error) {
 		return 0, fmt.Errorf("look up the newest cut: %w", err)
 	}
 	return index, nil
+}
+
+// checkEnd stops a replica whose log has lost its end: entries that were applied before are not in
+// it. It may have voted on the strength of them, so it must not take part again. Nobody has
+// heard of it yet, and it has heard nobody: see screen.
+func (h *Host) checkEnd(p *replica, sm replication.StateMachine, opened uint64) error {
+	reaching, ok := sm.(replication.Reaching)
+	if !ok {
+		return nil
+	}
+	reach := reaching.Reach()
+	if reach == 0 {
+		return nil
+	}
+	reach = max(reach, opened)
+	log, err := h.nh.GetLogReader(p.Shard)
+	if err != nil {
+		err = fmt.Errorf("look at the end of the Raft log: %w", sentinel(err))
+	} else if _, last := log.GetRange(); last < reach {
+		err = fmt.Errorf("%w: entries up to %d were applied, and its Raft log ends at %d: ask for a fresh replica id", replication.ErrLost, reach, last)
+	}
+	if err == nil {
+		return nil
+	}
+	if stopErr := h.nh.StopReplica(p.Shard, p.Replica.Replica); stopErr != nil {
+		return errors.Join(err, fmt.Errorf("stop it: %w", sentinel(stopErr)))
+	}
+	<-p.machine.closed
+	return err
+}
+
+// screen drops messages to replicas that are being started: one whose log turns out to have lost
+// its end must not have answered anything.
+func (h *Host) screen(batch *raftpb.MessageBatch) {
+	if h.checking.Load() == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	batch.Requests = slices.DeleteFunc(batch.Requests, func(m raftpb.Message) bool {
+		p := h.replicas[m.ShardID]
+		return p != nil && !p.launched
+	})
 }

@@ -193,3 +193,20 @@ func (c *cuts) request(p *replica, retain uint64, halt <-chan struct{}) error {
 		return errors.New("request cut: no answer")
 	}
 }
+
+// Cut implements replication.Cutting.
+func (p *replica) Cut(ctx context.Context) error {
+	halt, unhook := p.h.whileRunning(ctx)
+	defer unhook()
+	if err := p.h.cuts.request(p, 0, halt); err != nil {
+		return fmt.Errorf("cut log %d: %w", p.Shard, err)
+	}
+	at, err := p.h.cutAt(p.Shard, p.Replica.Replica)
+	if err == nil && at == 0 {
+		err = errors.New("there is no note of it")
+	}
+	if err != nil {
+		return fmt.Errorf("cut log %d: %w", p.Shard, err)
+	}
+	return nil
+}

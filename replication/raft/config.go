@@ -122,6 +122,10 @@ type Config struct {
 	RetainBytes   int64
 	LogBytes      int64
 
+	// Pace lets n bytes of a snapshot that is sent through in their turn; false when stop closes
+	// first. nil: at once.
+	Pace func(stop <-chan struct{}, n int) bool
+
 	MaxLink uint64 // bytes that wait for one link, in each direction
 	// SegmentBytes is how long a file of the Raft log's journal is.
 	SegmentBytes int64

@@ -46,6 +46,7 @@ type Host struct {
 	stop      chan struct{}
 	owned     sync.WaitGroup
 
+	checking         atomic.Int32 // replicas being started, whose messages wait
 	dropped, unknown atomic.Uint64
 	changes          atomic.Uint64 // leaderships begun here
 }
@@ -106,6 +107,7 @@ func NewHost(c Config) (*Host, error) {
 	}
 	h.transport = newTransport(listener, &c, h.warn)
 	h.transport.spare = h.spare
+	h.transport.screen = h.screen
 	enlist(h)
 	if h.nh, err = newNodeHost(h, &c); err != nil {
 		delist(h)
@@ -224,6 +226,8 @@ func (h *Host) Start(ctx context.Context, r replication.Replica, sm replication.
 		return nil, err
 	}
 	defer h.starting.Done()
+	h.checking.Add(1)
+	defer h.checking.Add(-1)
 	if err := h.start(ctx, p, sm); err != nil {
 		h.release(p)
 		return nil, fmt.Errorf("start replica %d of log %d: %w", r.Replica, r.Shard, err)
@@ -242,6 +246,7 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	limits := h.cuts.limits(r.Shard)
 	p.machine = newMachine(sm, opened, limits, h.fatal, h.warn, func(size int64) { h.cuts.grown(p, size) })
 	p.machine.host = h
+	p.machine.pace = h.config.Pace
 	known := h.nh.HasNodeInfo(r.Shard, r.Replica)
 	cut := uint64(0)
 	if known {
@@ -251,11 +256,13 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	switch {
 	case err != nil:
 	case cut > opened:
-		err = fmt.Errorf("state machine is at index %d, but its Raft log begins after %d: its data is older than that: restore it, or ask for a fresh replica id",
-			opened, cut)
+		err = fmt.Errorf("%w: state machine is at index %d, but its Raft log begins after %d: its data is older than that: restore it, or ask for a fresh replica id",
+			replication.ErrLost, opened, cut)
 	case !known && opened > 0:
 		// Dragonboat would panic, and rightly: entries up to opened can't be vouched for.
-		err = fmt.Errorf("state machine is at index %d, but its Raft log is gone: ask for a fresh replica id", opened)
+		err = fmt.Errorf("%w: state machine is at index %d, but its Raft log is gone: ask for a fresh replica id", replication.ErrLost, opened)
+	case !known && r.Again:
+		err = fmt.Errorf("%w: nothing is known of it here, and it has been a member: ask for a fresh replica id", replication.ErrLost)
 	case !known && !r.Join && len(r.Initial) == 0:
 		err = errors.New("nothing is known of it here: give Initial for one of the first replicas, or Join for a later one")
 	case !known && r.Join && len(r.Initial) > 0:
@@ -265,6 +272,9 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	}
 	if err != nil {
 		_ = sm.Close()
+		return err
+	}
+	if err := h.checkEnd(p, sm, opened); err != nil {
 		return err
 	}
 	h.mu.Lock()
@@ -384,13 +394,31 @@ func (h *Host) Remove(ctx context.Context, shard, id uint64) error {
 	}
 	ctx, cancel := withLimit(ctx)
 	defer cancel()
-	if err := h.nh.SyncRemoveData(ctx, shard, id); err != nil {
+	if err := h.removeData(ctx, shard, id); err != nil {
 		return fmt.Errorf("remove replica %d of log %d: %w", id, shard, sentinel(err))
 	}
 	if h.replica(shard) == nil {
 		h.registry.forget(shard)
 	}
 	return nil
+}
+
+// removeData waits until a replica's last run has been unloaded. Another replica of the log may
+// run here, which SyncRemoveData doesn't allow.
+func (h *Host) removeData(ctx context.Context, shard, id uint64) error {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		err := h.nh.RemoveData(shard, id)
+		if !errors.Is(err, dragonboat.ErrShardNotStopped) {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Close implements replication.Host.

@@ -64,6 +64,9 @@ func (l lines) Warningf(format string, args ...any) {
 		}
 		return
 	}
+	if strings.HasPrefix(format, "ignored a %s message") {
+		level = zerolog.DebugLevel // to a replica that was replaced by another one on this host
+	}
 	if l.pkg == "raft" || l.pkg == "rsm" || l.pkg == "config" || l.pkg == "transport" {
 		level = zerolog.DebugLevel
 	}

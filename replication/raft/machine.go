@@ -26,6 +26,8 @@ type machine struct {
 	closed  chan struct{}
 	err     error // of Close; read after closed
 
+	pace func(stop <-chan struct{}, n int) bool // nil: snapshots are not held up
+
 	entries []replication.Entry // reused by Update
 
 	// Applied since the last cut.
@@ -121,6 +123,9 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 	binary.BigEndian.PutUint64(index[:], p.index)
 	_, err := w.Write(index[:])
 	if err == nil {
+		if m.pace != nil {
+			w = pacedWriter{w, m.pace, stop}
+		}
 		err = m.sm.SaveSnapshot(p.point, w, stop)
 	}
 	switch {
@@ -130,8 +135,25 @@ func (m *machine) SaveSnapshot(point any, w io.Writer, stop <-chan struct{}) err
 		return statemachine.ErrSnapshotStopped
 	default:
 		m.warn("raft snapshot was not sent", err)
+		if w, ok := m.sm.(replication.Warned); ok {
+			w.SnapshotFailed(err)
+		}
 		return statemachine.ErrSnapshotStreaming
 	}
+}
+
+// pacedWriter holds a snapshot up.
+type pacedWriter struct {
+	next io.Writer
+	pace func(stop <-chan struct{}, n int) bool
+	stop <-chan struct{}
+}
+
+func (w pacedWriter) Write(b []byte) (int, error) {
+	if !w.pace(w.stop, len(b)) {
+		return 0, statemachine.ErrSnapshotStopped
+	}
+	return w.next.Write(b)
 }
 
 // RecoverFromSnapshot implements statemachine.IOnDiskStateMachine.

@@ -56,6 +56,7 @@ type transport struct {
 	complaints *complaints
 	refused    atomic.Uint64
 
+	screen   func(*raftpb.MessageBatch) // drops what must not be delivered; nil: nothing
 	messages raftio.MessageHandler
 	spare    func(*raftpb.MessageBatch) // takes out what is too much for now; nil: nothing
 	chunks   raftio.ChunkHandler
@@ -232,6 +233,9 @@ func (t *transport) read(conn net.Conn, kind byte) (err error) {
 			}
 			if t.spare != nil {
 				t.spare(&batch)
+			}
+			if t.screen != nil {
+				t.screen(&batch)
 			}
 			t.messages(batch)
 		case linkChunks:

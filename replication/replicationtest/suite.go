@@ -56,6 +56,8 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"Leadership", testLeadership},
 		{"Barrier", testBarrier},
 		{"Members", testMembers},
+		{"Replace", testReplace},
+		{"OneChange", testOneChange},
 		{"Snapshot", testSnapshot},
 		{"RestartOne", testRestartOne},
 	} {

@@ -41,6 +41,10 @@ type Config struct {
 	Brokers []Broker // by id, ascending
 	Topics  []Topic  // by id, ascending, deleted ones included
 
+	// Uneven is the epoch since which brokers may hold more or less than their share, because
+	// one joined or came back, or because somebody asked for balance. 0: it was evened out.
+	Uneven uint64
+
 	By     string // name of the broker that proposed the value
 	At     int64  // when it proposed it by its own clock, Unix ms
 	Change string // what was asked, for people
@@ -104,26 +108,27 @@ type Topic struct {
 func (t *Topic) Live() bool { return t.DeletedAt == 0 }
 
 // Partition is one replicated log: its Raft shard and who holds it. The first
-// replica is the preferred leader.
+// replica is the preferred leader. move.go says what the other three are for.
 type Partition struct {
 	Shard    uint64
 	Replicas []Replica
+	// Target is the replica set that is wanted, in order; nil while nothing moves.
+	Target []Replica
+	// Abandoned replicas were named by an earlier Target and are not wanted any more.
+	// Raft may have them as members.
+	Abandoned []Replica
+	// Retired replicas are no members any more. Their data is to be deleted; each stays named
+	// until its broker has confirmed that.
+	Retired []Replica
+	// Moved: the replica set is not the first one any more. Who has nothing of the log yet must
+	// join it: to begin with this set as initial members would make a second group.
+	Moved bool
 }
 
 // Replica is one partition's log on one broker.
 type Replica struct {
 	ID     uint64
 	Broker uint64
-}
-
-// On returns the replica that a broker holds.
-func (p *Partition) On(broker uint64) (Replica, bool) {
-	for _, r := range p.Replicas {
-		if r.Broker == broker {
-			return r, true
-		}
-	}
-	return Replica{}, false
 }
 
 // Clone returns a deep copy.
@@ -138,7 +143,9 @@ func (c *Config) Clone() *Config {
 		t.Config = maps.Clone(t.Config)
 		t.Partitions = slices.Clone(t.Partitions)
 		for j := range t.Partitions {
-			t.Partitions[j].Replicas = slices.Clone(t.Partitions[j].Replicas)
+			p := &t.Partitions[j]
+			p.Replicas, p.Target = slices.Clone(p.Replicas), slices.Clone(p.Target)
+			p.Abandoned, p.Retired = slices.Clone(p.Abandoned), slices.Clone(p.Retired)
 		}
 	}
 	return &n
@@ -187,12 +194,13 @@ func (c *Config) BrokerNamed(name string) *Broker {
 	return nil
 }
 
-// Replicas counts the replicas of all topics, deleted ones included.
+// Replicas counts the replicas of all topics, deleted ones and those of moves included.
 func (c *Config) Replicas() int {
 	n := 0
 	for i := range c.Topics {
 		for j := range c.Topics[i].Partitions {
-			n += len(c.Topics[i].Partitions[j].Replicas)
+			p := &c.Topics[i].Partitions[j]
+			n += len(p.Replicas) + len(p.Abandoned) + len(p.Adding())
 		}
 	}
 	return n

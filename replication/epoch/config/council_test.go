@@ -67,6 +67,35 @@ func TestStepCouncil(t *testing.T) {
 	}
 }
 
+// TestCouncilOverRacks: seats come to be in as many racks as there are, without end of changes.
+func TestCouncilOverRacks(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		racks []string // of brokers 1, 2, …
+		seats int
+		want  []uint64
+	}{
+		{[]string{"a", "a", "a", "b", "c"}, 1, []uint64{1, 2, 3, 4, 5}},
+		{[]string{"a", "a", "b", "c"}, 1, []uint64{1, 3, 4}},
+		{[]string{"a", "a", "a", "b"}, 3, []uint64{1, 2, 4}},
+		{[]string{"a", "b", "a", "b", "a", "b", "c"}, 5, []uint64{1, 2, 3, 4, 7}},
+		{[]string{"", "", "", ""}, 3, []uint64{1, 2, 3}},
+	} {
+		c := council(len(x.racks), x.seats)
+		for i, rack := range x.racks {
+			c.Brokers[i].Rack = rack
+		}
+		for steps := 0; c.StepCouncil(func(uint64) bool { return true }); steps++ {
+			if steps > 2*MaxCouncil {
+				t.Fatalf("%v: it doesn't end", x.racks)
+			}
+		}
+		if !slices.Equal(c.Council, x.want) {
+			t.Errorf("%v: %v, want %v", x.racks, c.Council, x.want)
+		}
+	}
+}
+
 // TestCouncilSettles: from any council, step by step, to the right size, one seat an epoch.
 func TestCouncilSettles(t *testing.T) {
 	t.Parallel()

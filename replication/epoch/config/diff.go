@@ -19,6 +19,11 @@ func Diff(a, b *Config) []string {
 	if !slices.Equal(a.Council, b.Council) {
 		add("council %v -> %v", a.Council, b.Council)
 	}
+	if a.Uneven == 0 && b.Uneven != 0 {
+		add("~ replicas are to be evened out")
+	} else if a.Uneven != 0 && b.Uneven == 0 {
+		add("~ replicas are evened out")
+	}
 	for i := range b.Brokers {
 		n := &b.Brokers[i]
 		o := a.Broker(n.ID)
@@ -90,9 +95,16 @@ func diffTopics(a, b *Config, add func(string, ...any)) {
 			add("~ topic %s: partitions %d -> %d", n.Name, len(o.Partitions), len(n.Partitions))
 		}
 		for p := 0; p < min(len(o.Partitions), len(n.Partitions)); p++ {
-			if from, to := o.Partitions[p].Replicas, n.Partitions[p].Replicas; !slices.Equal(from, to) {
-				add("~ partition %s/%d: replicas %s -> %s", n.Name, p, replicasText(a, from), replicasText(b, to))
+			was, now := &o.Partitions[p], &n.Partitions[p]
+			change := func(what string, from, to []Replica) {
+				if !slices.Equal(from, to) {
+					add("~ partition %s/%d: %s %s -> %s", n.Name, p, what, orNone(replicasText(a, from)), orNone(replicasText(b, to)))
+				}
 			}
+			change("replicas", was.Replicas, now.Replicas)
+			change("target", was.Target, now.Target)
+			change("abandoned", was.Abandoned, now.Abandoned)
+			change("retired", was.Retired, now.Retired)
 		}
 	}
 	for i := range a.Topics {

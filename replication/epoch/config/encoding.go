@@ -23,12 +23,30 @@ var ErrDecode = errors.New("not an encoded configuration")
 // The form is described in docs/format/epochs.md: magic, version, the length of
 // the canonical body, the body deflated. Two equal values have one body; the
 // compressed bytes may differ between versions of the compressor, so the hash
-// is over the body.
+// is over the body. The version follows from the feature level, which the body begins with:
+// values of a cluster that older programs still take part in stay readable for them, and
+// what was decided keeps its hash.
 const (
-	magic   = "PEV"
-	version = 1
-	maxBody = 16 << 20 // of an uncompressed body, against bombs
+	magic        = "PEV"
+	versionPlain = 1        // no moves
+	versionMoves = 2        // from LevelMoves on
+	maxBody      = 16 << 20 // of an uncompressed body, against bombs
 )
+
+// Flags of a partition, from versionMoves on.
+const (
+	flagBusy  = 1 // target, abandoned and retired replicas follow
+	flagMoved = 2
+)
+
+func (p *Partition) busy() bool { return p.Target != nil || p.Abandoned != nil || p.Retired != nil }
+
+func (c *Config) version() byte {
+	if c.FeatureLevel >= LevelMoves {
+		return versionMoves
+	}
+	return versionPlain
+}
 
 // compressors are kept, since each has most of a megabyte.
 var compressors = sync.Pool{New: func() any {
@@ -47,7 +65,7 @@ func (c *Config) Encode() ([]byte, error) {
 	body := c.body()
 	var b bytes.Buffer
 	b.WriteString(magic)
-	b.WriteByte(version)
+	b.WriteByte(c.version())
 	b.Write(binary.AppendUvarint(nil, uint64(len(body))))
 	w := compressors.Get().(*flate.Writer)
 	defer compressors.Put(w)
@@ -96,12 +114,15 @@ func (c *Config) body() []byte {
 	}
 	w.uint(uint64(len(c.Topics)))
 	for i := range c.Topics {
-		c.Topics[i].write(&w)
+		c.Topics[i].write(&w, c.version())
+	}
+	if c.version() >= versionMoves {
+		w.uint(c.Uneven)
 	}
 	return w.b
 }
 
-func (t *Topic) write(w *writer) {
+func (t *Topic) write(w *writer, version byte) {
 	w.uint(t.ID)
 	w.text(t.Name)
 	w.uint(uint64(len(t.Subjects)))
@@ -124,11 +145,25 @@ func (t *Topic) write(w *writer) {
 	for i := range t.Partitions {
 		p := &t.Partitions[i]
 		w.uint(p.Shard)
-		w.uint(uint64(len(p.Replicas)))
-		for _, r := range p.Replicas {
-			w.uint(r.ID)
-			w.uint(r.Broker)
+		w.replicas(p.Replicas)
+		if version < versionMoves {
+			continue
 		}
+		// Nearly all partitions do nothing: they say so in one byte.
+		flags := uint64(0)
+		if p.busy() {
+			flags |= flagBusy
+		}
+		if p.Moved {
+			flags |= flagMoved
+		}
+		w.uint(flags)
+		if !p.busy() {
+			continue
+		}
+		w.replicas(p.Target)
+		w.replicas(p.Abandoned)
+		w.replicas(p.Retired)
 	}
 }
 
@@ -139,6 +174,14 @@ func (w *writer) uint(v uint64) { w.b = binary.AppendUvarint(w.b, v) }
 func (w *writer) text(s string) {
 	w.uint(uint64(len(s)))
 	w.b = append(w.b, s...)
+}
+
+func (w *writer) replicas(list []Replica) {
+	w.uint(uint64(len(list)))
+	for _, r := range list {
+		w.uint(r.ID)
+		w.uint(r.Broker)
+	}
 }
 
 func (w *writer) ids(v []uint64) {
@@ -157,8 +200,9 @@ func Decode(b []byte) (*Config, error) {
 	if len(b) < len(magic)+2 || string(b[:len(magic)]) != magic {
 		return nil, fmt.Errorf("%w: it does not begin as one", ErrDecode)
 	}
-	if v := b[len(magic)]; v != version {
-		return nil, fmt.Errorf("%w: version %d, this program knows %d; a newer program wrote it", ErrDecode, v, version)
+	v := b[len(magic)]
+	if v < versionPlain || v > versionMoves {
+		return nil, fmt.Errorf("%w: version %d, this program knows up to %d; a newer program wrote it", ErrDecode, v, versionMoves)
 	}
 	size, n := binary.Uvarint(b[len(magic)+1:])
 	if n <= 0 || size > maxBody {
@@ -172,6 +216,9 @@ func Decode(b []byte) (*Config, error) {
 	c := r.config()
 	if r.err == nil && len(r.b) != 0 {
 		r.fail("%d bytes too many", len(r.b))
+	}
+	if r.err == nil && c.version() != v {
+		r.fail("version %d at feature level %d", v, c.FeatureLevel)
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -280,8 +327,11 @@ func (r *reader) config() *Config {
 	if n := r.count(MaxReplicas, "topics"); n > 0 {
 		c.Topics = make([]Topic, 0, min(n, 1024))
 		for i := 0; i < n && r.err == nil; i++ {
-			c.Topics = append(c.Topics, r.topic())
+			c.Topics = append(c.Topics, r.topic(c.version()))
 		}
+	}
+	if c.version() >= versionMoves && r.err == nil {
+		c.Uneven = r.uint()
 	}
 	return c
 }
@@ -294,7 +344,7 @@ func (r *reader) broker() Broker {
 	}
 }
 
-func (r *reader) topic() Topic {
+func (r *reader) topic(version byte) Topic {
 	t := Topic{ID: r.uint(), Name: r.text()}
 	for n := r.count(MaxSubjects, "subjects"); n > 0 && r.err == nil; n-- {
 		t.Subjects = append(t.Subjects, r.text())
@@ -312,10 +362,26 @@ func (r *reader) topic() Topic {
 	t.CreatedAt, t.DeletedAt, t.Purge = r.time(), r.time(), r.small(1, "flags") == 1
 	for n := r.count(MaxPartitions, "partitions"); n > 0 && r.err == nil; n-- {
 		p := Partition{Shard: r.uint()}
-		for m := r.count(MaxBrokers, "replicas"); m > 0 && r.err == nil; m-- {
-			p.Replicas = append(p.Replicas, Replica{ID: r.uint(), Broker: r.uint()})
+		p.Replicas = r.replicas(MaxBrokers)
+		if version >= versionMoves {
+			flags := r.small(flagBusy|flagMoved, "flags")
+			p.Moved = flags&flagMoved != 0
+			if flags&flagBusy != 0 {
+				p.Target, p.Abandoned, p.Retired = r.replicas(MaxBrokers), r.replicas(MaxBrokers), r.replicas(MaxReplicas)
+				if !p.busy() {
+					r.fail("a partition of topic %q that moves says nothing of it", t.Name)
+				}
+			}
 		}
 		t.Partitions = append(t.Partitions, p)
 	}
 	return t
+}
+
+func (r *reader) replicas(most int) []Replica {
+	var list []Replica
+	for m := r.count(most, "replicas"); m > 0 && r.err == nil; m-- {
+		list = append(list, Replica{ID: r.uint(), Broker: r.uint()})
+	}
+	return list
 }

@@ -36,6 +36,9 @@ func (c *Config) Validate() error {
 	if c.Epoch > 0 && c.ClusterID == "" {
 		return invalid("epoch %d names no cluster", c.Epoch)
 	}
+	if c.Uneven > c.Epoch || c.Uneven > 0 && c.FeatureLevel < LevelMoves {
+		return invalid("replicas are uneven since epoch %d in epoch %d at feature level %d", c.Uneven, c.Epoch, c.FeatureLevel)
+	}
 	for _, s := range []string{c.ClusterID, c.By, c.Change} {
 		if len(s) > MaxText {
 			return invalid("a text of %d bytes, at most %d are allowed", len(s), MaxText)
@@ -123,7 +126,7 @@ func (c *Config) validateTopics() error {
 				return invalid("partition %s/%d has shard %d, which is taken or was never given out", t.Name, n, p.Shard)
 			}
 			shards[p.Shard] = true
-			if len(p.Replicas) == 0 {
+			if len(p.Replicas) == 0 && !t.Purge {
 				return invalid("partition %s/%d has no replica", t.Name, n)
 			}
 			for j, r := range p.Replicas {
@@ -137,6 +140,9 @@ func (c *Config) validateTopics() error {
 				if slices.ContainsFunc(p.Replicas[:j], func(o Replica) bool { return o.Broker == r.Broker }) {
 					return invalid("partition %s/%d has two replicas on broker %d", t.Name, n, r.Broker)
 				}
+			}
+			if err := c.validateMove(fmt.Sprintf("%s/%d", t.Name, n), p, replicas); err != nil {
+				return err
 			}
 		}
 	}
@@ -212,8 +218,8 @@ func (c *Config) Follows(prev *Config) error {
 		return invalid("epoch %d is of cluster %q, the one before of %q", c.Epoch, c.ClusterID, prev.ClusterID)
 	case c.NextBroker < prev.NextBroker || c.NextTopic < prev.NextTopic || c.NextShard < prev.NextShard || c.NextReplica < prev.NextReplica:
 		return invalid("a counter of epoch %d falls", c.Epoch)
-	case c.FeatureLevel < prev.FeatureLevel:
-		return invalid("the feature level falls from %d to %d", prev.FeatureLevel, c.FeatureLevel)
+	case c.FeatureLevel < prev.FeatureLevel || c.FeatureLevel > Level:
+		return invalid("the feature level goes from %d to %d: it never falls, and this program knows up to %d", prev.FeatureLevel, c.FeatureLevel, Level)
 	}
 	old := make(map[uint64]*Topic, len(prev.Topics))
 	for i := range prev.Topics {
@@ -238,6 +244,13 @@ func (c *Config) Follows(prev *Config) error {
 		for n := range was.Partitions {
 			if was.Partitions[n].Shard != t.Partitions[n].Shard {
 				return invalid("partition %s/%d can't change its shard", t.Name, n)
+			}
+			before := &was.Partitions[n]
+			if !t.Live() {
+				before = before.onBrokersOf(c)
+			}
+			if err := t.Partitions[n].follows(before, fmt.Sprintf("%s/%d", t.Name, n), prev.NextReplica); err != nil {
+				return err
 			}
 		}
 	}

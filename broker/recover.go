@@ -1,0 +1,343 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/parleymq/parley/partition"
+	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
+)
+
+// Recovering makes a cluster of one broker from its data directory, when a majority is gone for
+// good. It goes in steps, each of which can be repeated:
+//
+//  1. Everything is opened as at a start, with no way to other brokers, until what the Raft logs
+//     know to be committed is applied; then all of it is made durable by a checkpoint.
+//  2. The file `recover` is written. From here on the old Raft groups are never
+//     opened again, and no broker starts here before the recovery is through.
+//  3. The checkpoints become beginnings of new Raft groups.
+//  4. The next epoch names this broker alone, and new groups for all partitions.
+//  5. Each new group commits a first entry, and its log is cut after that. Its entries begin in the
+//     middle of a partition's life: who joins it later must get a snapshot, and never them alone.
+//  6. The file goes.
+//
+// What the broker's Raft logs have beyond what they know to be committed is lost, since nobody is
+// left to say whether it was.
+
+const (
+	recoverFile = "recover"
+	// recoverSettle is for how long nothing more must be applied.
+	recoverSettle = 2 * time.Second
+	recoverLook   = 50 * time.Millisecond
+	recoverLimit  = 10 * time.Minute // for all of the first step
+)
+
+// ErrRecovering: the recovery of a data directory was begun and not finished.
+var ErrRecovering = errors.New("a recovery of this data directory was begun and has to be finished first")
+
+// noRecovery refuses a directory in the middle of one.
+func (b *Broker) noRecovery() error {
+	if _, err := os.Stat(b.dir.sub(recoverFile)); !errors.Is(err, os.ErrNotExist) {
+		if err != nil {
+			return fmt.Errorf("look for a recovery: %w", err)
+		}
+		return fmt.Errorf("%w: parley cluster recover --data-dir %s --accept-data-loss", ErrRecovering, b.dir.path)
+	}
+	return nil
+}
+
+// Recovery is what a recovery of a data directory comes to.
+type Recovery struct {
+	Name       string // of the broker
+	Cluster    string
+	Epoch      uint64   // that the directory knows; the recovery makes the next one
+	Lost       []string // brokers
+	Partitions []config.Survivor
+	Deleted    []string // deleted topics that can't be restored after it
+	Begun      bool     // it was begun before, and not finished
+
+	broker uint64
+	change string
+}
+
+// PlanRecovery says what a recovery would do, and changes nothing. The broker must be stopped.
+func PlanRecovery(dataDir string) (Recovery, error) {
+	var r Recovery
+	if _, err := os.Stat(filepath.Join(dataDir, "id")); err != nil {
+		return r, fmt.Errorf("%s is no data directory of a broker: %w", dataDir, err)
+	}
+	dir, err := openDataDir(dataDir)
+	if err != nil {
+		return r, err
+	}
+	defer dir.close() //nolint:errcheck // nothing was written
+	id, err := loadIdentity(dir.path, false)
+	if err != nil {
+		return r, err
+	}
+	cur, err := epoch.Peek(dir.sub(epochsDir))
+	if err != nil {
+		return r, err
+	}
+	_, err = os.Stat(dir.sub(recoverFile))
+	return planRecovery(cur, id, err == nil)
+}
+
+func planRecovery(cur *config.Config, id identity, begun bool) (Recovery, error) {
+	r := Recovery{Cluster: cur.ClusterID, Epoch: cur.Epoch, broker: id.BrokerID, Begun: begun}
+	self := cur.Broker(id.BrokerID)
+	switch {
+	case cur.Epoch == 0 || self == nil || self.Incarnation != id.Incarnation:
+		return r, fmt.Errorf("epoch %d, the newest that this directory knows, doesn't name its broker (id %d): there is nothing to recover here", cur.Epoch, id.BrokerID)
+	case len(cur.Brokers) == 1 && !begun:
+		return r, fmt.Errorf("broker %s is the whole cluster: start it", self.Name)
+	}
+	r.Name = self.Name
+	for i := range cur.Brokers {
+		if b := &cur.Brokers[i]; b.ID != id.BrokerID {
+			r.Lost = append(r.Lost, b.Name)
+		}
+	}
+	r.Partitions = cur.Survivors(id.BrokerID)
+	for i := range cur.Topics {
+		if t := &cur.Topics[i]; !t.Live() && !t.Purge {
+			r.Deleted = append(r.Deleted, t.Name)
+		}
+	}
+	empty := 0
+	for _, p := range r.Partitions {
+		if p.Replica == 0 {
+			empty++
+		}
+	}
+	r.change = fmt.Sprintf("recovered by force from broker %s alone, without %s: %d partitions as it had them, %d begin anew, empty",
+		r.Name, strings.Join(r.Lost, ", "), len(r.Partitions)-empty, empty)
+	r.change = r.change[:min(len(r.change), config.MaxText)]
+	return r, nil
+}
+
+// Recover makes a cluster of one broker of c.DataDir. Only the directory, the engine and the logger of c
+// count. It returns the epoch that it has written.
+func Recover(ctx context.Context, c Config) (*config.Config, error) {
+	r, err := PlanRecovery(c.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	c.Name, c.Join, c.InitialCluster = r.Name, "", ""
+	c.Listen, c.HTTP, c.PeerListen, c.RaftListen = "127.0.0.1:0", "off", "127.0.0.1:0", "127.0.0.1:0"
+	c.AdvertiseClient, c.AdvertisePeer, c.AdvertiseRaft = "", "", ""
+	c.FreeSpaceFloor = -1
+	c.Dial = func(context.Context, string) (net.Conn, error) {
+		return nil, errors.New("a recovery reaches nobody")
+	}
+	if c, err = c.withDefaults(); err != nil {
+		return nil, fmt.Errorf("configure recovery: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
+	defer cancel()
+	if !r.Begun {
+		if err := alone(ctx, c, (*Broker).quiesce); err != nil {
+			return nil, fmt.Errorf("apply what is committed: %w", err)
+		}
+	}
+	if err := beginAnew(&c, r); err != nil {
+		return nil, err
+	}
+	if err := alone(ctx, c, (*Broker).cutAll); err != nil {
+		return nil, fmt.Errorf("begin the new Raft groups: %w", err)
+	}
+	return endRecovery(&c)
+}
+
+// alone opens all partitions of the data directory, does one thing with them, makes everything durable and
+// closes them. Nobody else is reached.
+func alone(ctx context.Context, c Config, do func(*Broker, context.Context) error) error {
+	b := newBroker(c)
+	err := b.openAlone(ctx)
+	if err == nil {
+		err = do(b, ctx)
+	}
+	if err == nil {
+		err = b.checkpoints.Sync(ctx)
+	}
+	b.stopping.Store(true)
+	return errors.Join(err, b.shut(context.Background()))
+}
+
+func (b *Broker) openAlone(ctx context.Context) (err error) {
+	c := &b.c
+	if b.dir, err = openDataDir(c.DataDir); err != nil {
+		return err
+	}
+	if b.id, err = loadIdentity(b.dir.path, false); err != nil {
+		return err
+	}
+	b.selfID.Store(b.id.BrokerID)
+	if b.raftListener, err = net.Listen("tcp", c.RaftListen); err != nil {
+		return fmt.Errorf("listen for raft: %w", err)
+	}
+	cur, err := epoch.Peek(b.dir.sub(epochsDir))
+	if err != nil {
+		return err
+	}
+	if err := b.openParts(); err != nil {
+		return err
+	}
+	r, err := newRoutes(cur, b.carrier.slot)
+	if err != nil {
+		return err
+	}
+	b.locate(cur)
+	b.routes.Store(r)
+	b.carrier.open(ctx, cur, r)
+	b.carryCancel() // nobody waits for leaders
+	for _, s := range b.carrier.slots {
+		if why := s.problemText(); s.partition.Load() == nil && why != "" {
+			return fmt.Errorf("partition %s/%d: %s", s.topic, s.number, why)
+		}
+	}
+	return nil
+}
+
+// cutAll has each group commit its first entries, and cuts its log behind them.
+func (b *Broker) cutAll(ctx context.Context) error {
+	look := time.NewTicker(recoverLook)
+	defer look.Stop()
+	for _, s := range b.carrier.slots {
+		p := s.partition.Load()
+		for !p.Leading() {
+			select {
+			case <-look.C:
+			case <-ctx.Done():
+				return fmt.Errorf("partition %s/%d does not lead its group of one: %w", s.topic, s.number, ctx.Err())
+			}
+		}
+		log, ok := p.Log().(replication.Cutting)
+		if !ok {
+			continue // a log that hands its whole state to whoever joins
+		}
+		if err := log.Cut(ctx); err != nil {
+			return fmt.Errorf("partition %s/%d: %w", s.topic, s.number, err)
+		}
+	}
+	return nil
+}
+
+// quiesce waits until nothing more is applied.
+func (b *Broker) quiesce(ctx context.Context) error {
+	look := time.NewTicker(recoverLook)
+	defer look.Stop()
+	applied, since := map[uint64]uint64{}, time.Now()
+	for time.Since(since) < recoverSettle {
+		for id, s := range b.carrier.slots {
+			p := s.partition.Load()
+			if n := p.Log().Applied(); n != applied[id] {
+				applied[id], since = n, time.Now()
+			}
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// rebased is a checkpoint to be written.
+type rebased struct{ point storage.Checkpoint }
+
+func (r rebased) Capture() (storage.Checkpoint, error) { return r.point, nil }
+func (r rebased) Durable(storage.Checkpoint)           {}
+
+// beginAnew is what follows once everything is durable: steps 2 to 4.
+func beginAnew(c *Config, r Recovery) (err error) {
+	dir, err := openDataDir(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.close()) }()
+	if !r.Begun {
+		if err := writeDurably(dir.path, dir.sub(recoverFile), []byte(fmt.Sprintf("%d\n", r.Epoch+1))); err != nil {
+			return fmt.Errorf("note the recovery: %w", err)
+		}
+	}
+	cur, err := epoch.Peek(dir.sub(epochsDir))
+	if err != nil || len(cur.Brokers) == 1 {
+		return err
+	}
+	if err := rebaseCheckpoints(c, dir, r); err != nil {
+		return fmt.Errorf("begin new logs: %w", err)
+	}
+	_, err = epoch.Recover(dir.sub(epochsDir), r.Name, c.Clock(), func(next *config.Config) error {
+		next.RecoverOn(r.broker)
+		next.Change = r.change
+		return nil
+	})
+	return err
+}
+
+// endRecovery lets brokers start in the directory again.
+func endRecovery(c *Config) (_ *config.Config, err error) {
+	dir, err := openDataDir(c.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, dir.close()) }()
+	cur, err := epoch.Peek(dir.sub(epochsDir))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(dir.sub(recoverFile)); err != nil {
+		return nil, fmt.Errorf("end the recovery: %w", err)
+	}
+	return cur, syncDir(dir.path)
+}
+
+func rebaseCheckpoints(c *Config, dir *dataDir, r Recovery) (err error) {
+	engine, err := storage.OpenEngine(c.Engine, storage.Options{Dir: filepath.Join(dir.sub(logDir), "store")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+	points, err := storage.OpenCheckpointer(filepath.Join(dir.sub(logDir), "checkpoints"), engine, storage.CheckpointOptions{Logger: c.Logger})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, points.Close()) }()
+	var ids []storage.LogID
+	for _, p := range r.Partitions {
+		id := storage.LogID{Topic: p.TopicID, Partition: uint64(p.Number), Replica: p.Replica}
+		point, found := points.Load(id)
+		if p.Replica == 0 || !found {
+			continue // nothing was ever stored in it
+		}
+		if point, err = partition.Rebase(point); err != nil {
+			return err
+		}
+		points.Register(id, rebased{point})
+		ids = append(ids, id)
+	}
+	err = points.Sync(context.Background())
+	for _, id := range ids {
+		points.Unregister(id)
+	}
+	return err
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,250 @@
+package broker_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parleymq/parley/broker"
+	"github.com/parleymq/parley/broker/brokertest"
+	"github.com/parleymq/parley/client/wire"
+)
+
+// quick makes the times of upkeep short.
+func quick(deadAfter time.Duration) brokertest.Option {
+	return func(c *broker.Config) {
+		c.DeadAfter, c.BalanceAfter, c.UpkeepEvery = deadAfter, 200*time.Millisecond, 100*time.Millisecond
+	}
+}
+
+// held is how many replicas each broker has by the newest epoch.
+func held(t *testing.T, b *brokertest.Member) map[string]int {
+	t.Helper()
+	n := map[string]int{}
+	for _, d := range status(t, b).Brokers {
+		n[d.Name] = d.Replicas
+	}
+	return n
+}
+
+func stateOf(t *testing.T, b *brokertest.Member, name string) string {
+	t.Helper()
+	for _, d := range status(t, b).Brokers {
+		if d.Name == name {
+			return d.State
+		}
+	}
+	return "gone"
+}
+
+// settled waits until nothing moves and replicas are even.
+func settled(t *testing.T, b *brokertest.Member) {
+	t.Helper()
+	brokertest.Eventually(t, "replicas are even and nothing moves", func() bool {
+		s := status(t, b)
+		return s.Moving == 0 && !s.Uneven
+	})
+}
+
+func drain(t *testing.T, b *brokertest.Member, name string) (wire.BrokerChange, error) {
+	t.Helper()
+	return b.API().BrokerDrain(t.Context(), wire.NameRequest{Name: name})
+}
+
+// remove removes a broker, as soon as it may be.
+func remove(t *testing.T, b *brokertest.Member, name string) {
+	t.Helper()
+	brokertest.Eventually(t, "broker "+name+" is removed", func() bool {
+		r, err := b.API().BrokerRemove(t.Context(), wire.NameRequest{Name: name})
+		var e *wire.Error
+		if err != nil && errors.As(err, &e) && !e.Retriable {
+			t.Fatalf("remove broker %s: %v", name, err)
+		}
+		return err == nil && r.Change == "removed"
+	})
+}
+
+// TestJoinedBrokerGetsItsShare: by itself, under load, and after that the one that it was made
+// room by can leave.
+func TestJoinedBrokerGetsItsShare(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 3, quick(time.Minute))
+	createR3(t, c, "t", 8)
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	load.More(20)
+	b1 := c.Brokers[0]
+	c.Join("b4")
+	settled(t, b1)
+	if got := held(t, b1); got["b4"] != 6 {
+		t.Errorf("%v of 24 replicas on four brokers", got)
+	}
+	c.InSync("t")
+	load.More(20)
+
+	if r, err := drain(t, b1, "b2"); err != nil || r.Change != "draining" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	remove(t, b1, "b2")
+	if got := held(t, b1); got["b1"] != 8 || got["b3"] != 8 || got["b4"] != 8 || len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+	c.Forget("b2")
+	c.InSync("t")
+	load.More(20)
+	load.Check(c.URLs())
+}
+
+// TestDrainRefused: what nobody could take over stays where it is.
+func TestDrainRefused(t *testing.T) {
+	t.Parallel()
+	t.Run("the last one", func(t *testing.T) {
+		t.Parallel()
+		b := brokertest.Start(t)
+		for name, call := range map[string]func() (wire.BrokerChange, error){
+			"drained": func() (wire.BrokerChange, error) {
+				return b.API().BrokerDrain(t.Context(), wire.NameRequest{Name: "b1"})
+			},
+			"only one": func() (wire.BrokerChange, error) {
+				return b.API().BrokerRemove(t.Context(), wire.NameRequest{Name: "b1"})
+			},
+			"there is no broker \"b9\"": func() (wire.BrokerChange, error) {
+				return b.API().BrokerRemove(t.Context(), wire.NameRequest{Name: "b9"})
+			},
+		} {
+			if r, err := call(); err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("%+v, %v; want %q", r, err, name)
+			}
+		}
+	})
+	t.Run("the only live copy", func(t *testing.T) {
+		t.Parallel()
+		c := brokertest.StartCluster(t, 3, quick(time.Minute))
+		b1 := c.Brokers[0]
+		b1.CreateTopic(wire.TopicSpec{Name: "two", Partitions: 3, Replicas: 2})
+		c.InSync("two")
+		c.Brokers[2].Stop()
+		alone := []string{}
+		for _, p := range c.Describe("two").Partitions {
+			if slices.Contains(p.Replicas, "b2") && slices.Contains(p.Replicas, "b3") {
+				alone = append(alone, "two/"+string(rune('0'+p.Partition)))
+			}
+		}
+		if len(alone) == 0 {
+			t.Fatal("no partition is on b2 and b3")
+		}
+		brokertest.Eventually(t, "b3 is missed", func() bool {
+			_, err := drain(t, b1, "b2")
+			return err != nil && strings.Contains(err.Error(), "only live copy") && strings.Contains(err.Error(), alone[0])
+		})
+		if r, err := b1.API().BrokerRemove(t.Context(), wire.NameRequest{Name: "b2"}); err == nil || !strings.Contains(err.Error(), "drain it first") {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+}
+
+// TestDeadBrokerIsHealed: its replicas are whole again elsewhere, and when it comes back
+// it gets its share and none of what it had is taken for good.
+func TestDeadBrokerIsHealed(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 4, quick(time.Second))
+	createR3(t, c, "t", 8)
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	load.More(20)
+	b1, b4 := c.Brokers[0], c.Brokers[3]
+	before := held(t, b1)["b4"]
+	if before == 0 {
+		t.Fatal("b4 has nothing")
+	}
+	stopped := time.Now()
+	b4.Stop()
+	brokertest.Eventually(t, "b4 is dead and has nothing", func() bool {
+		return stateOf(t, b1, "b4") == "dead" && held(t, b1)["b4"] == 0
+	})
+	if took := time.Since(stopped); took < time.Second {
+		t.Errorf("given up after %v, dead-after is a second", took)
+	}
+	load.More(20)
+	b4.Start()
+	brokertest.Eventually(t, "b4 is active", func() bool { return stateOf(t, b1, "b4") == "active" })
+	settled(t, b1)
+	if got := held(t, b1); got["b4"] < 5 {
+		t.Errorf("%v", got)
+	}
+	c.InSync("t")
+	load.More(20)
+	load.Check(c.URLs())
+}
+
+// TestTooManyDead: nothing is healed, and health says why.
+func TestTooManyDead(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 5, quick(4*time.Second))
+	createR3(t, c, "t", 5)
+	b1 := c.Brokers[0]
+	brokertest.Eventually(t, "a council of five", func() bool { return len(status(t, b1).Council) == 5 })
+	epoch := status(t, b1).Epoch
+	var stopping sync.WaitGroup
+	for _, m := range c.Brokers[3:] {
+		stopping.Go(m.Kill)
+	}
+	stopping.Wait()
+	brokertest.Eventually(t, "the alarm", func() bool {
+		for _, m := range c.Running() { // whoever is asked
+			h, err := m.API().ClusterHealth(t.Context(), struct{}{})
+			if err != nil || !slices.ContainsFunc(h.Problems, func(p string) bool { return strings.Contains(p, "2 brokers look dead (b4,b5)") }) {
+				return false
+			}
+		}
+		return true
+	})
+	if s := status(t, b1); s.Epoch != epoch || stateOf(t, b1, "b4") != "active" {
+		t.Errorf("epoch %d, before it was %d; b4 is %s", s.Epoch, epoch, stateOf(t, b1, "b4"))
+	}
+	c.Brokers[3].Start()
+	brokertest.Eventually(t, "the one that is left is healed", func() bool {
+		return stateOf(t, b1, "b5") == "dead" && held(t, b1)["b5"] == 0
+	})
+}
+
+// TestFeatureLevelRises: when every broker knows the newer level, and not before. Until then what
+// needs it is refused, and nothing else is any different.
+func TestFeatureLevelRises(t *testing.T) {
+	t.Parallel()
+	old := func(c *broker.Config) { c.FeatureLevel = -1 }
+	c := brokertest.StartCluster(t, 3, quick(time.Minute), old)
+	createR3(t, c, "t", 2)
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	for i, m := range c.Brokers {
+		if s := status(t, c.Brokers[0]); s.FeatureLevel != 0 {
+			t.Fatalf("feature level %d with %d of 3 brokers upgraded", s.FeatureLevel, i)
+		}
+		if _, err := drain(t, c.Brokers[0], "b3"); err == nil || !strings.Contains(err.Error(), "feature level 0") {
+			t.Errorf("drain: %v", err)
+		}
+		load.More(5)
+		m.Stop()
+		m.Start(func(c *broker.Config) { c.FeatureLevel = 0 })
+		c.InSync("t")
+	}
+	brokertest.Eventually(t, "feature level 1", func() bool { return status(t, c.Brokers[0]).FeatureLevel == 1 })
+	load.More(5)
+	load.Check(c.URLs())
+	// One that knows less is not let in any more.
+	late := c.Add("b4", old)
+	anyOf(t, startAll(t, late.Config()), "feature level 1", "use a newer version")
+}
+
+// TestMetricsOfUpkeep: what an alarm can be made of.
+func TestMetricsOfUpkeep(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t, quick(time.Minute))
+	for name, want := range map[string]uint64{`parley_brokers{state="active"}`: 1, `parley_brokers{state="dead"}`: 0, "parley_brokers_missing": 0, "parley_healing_paused": 0,
+		"parley_partitions_moving": 0, "parley_feature_level": 1, "parley_replicas_uneven": 0, "parley_council_members": 1} {
+		if got := metric(t, b.Addresses().HTTP, name); got != want {
+			t.Errorf("%s is %d, want %d", name, got, want)
+		}
+	}
+}

@@ -1,0 +1,80 @@
+package config
+
+// Survivor is what is left of one partition when a cluster is recovered from one broker.
+type Survivor struct {
+	Topic   string
+	TopicID uint64
+	Number  int
+	Replica uint64 // its own replica, 0: it has none, and the partition begins anew, empty
+	Voter   bool   // that replica belonged to the replica set; else it was being copied
+	Others  []uint64
+}
+
+// Survivors lists what a broker has of the partitions of live topics.
+func (c *Config) Survivors(broker uint64) (all []Survivor) {
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		if !t.Live() {
+			continue
+		}
+		for n := range t.Partitions {
+			p := &t.Partitions[n]
+			s := Survivor{Topic: t.Name, TopicID: t.ID, Number: n}
+			if r, ok := p.On(broker); ok {
+				s.Replica = r.ID
+			}
+			for _, r := range p.Replicas {
+				if r.Broker == broker {
+					s.Voter = s.Voter || r.ID == s.Replica
+				} else {
+					s.Others = append(s.Others, r.Broker)
+				}
+			}
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// RecoverOn makes of the configuration a cluster of one broker, with what that has. Each partition
+// begins a new Raft group, under a new shard id, so that nothing of the old one is ever heard
+// in it; one that the broker has no replica of begins anew, empty. Deleted topics can't be
+// restored any more. It breaks rules of Follows, which only a recovery may.
+func (c *Config) RecoverOn(broker uint64) {
+	self := *c.Broker(broker)
+	self.State = Active
+	c.Brokers, c.Council, c.Uneven = []Broker{self}, []uint64{broker}, 0
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		for n := range t.Partitions {
+			p := &t.Partitions[n]
+			r, ok := p.On(broker)
+			var retired []Replica
+			for _, list := range [][]Replica{p.Running(), p.Retired} {
+				for _, o := range list {
+					if o.Broker == broker && o.ID != r.ID {
+						retired = append(retired, o)
+					}
+				}
+			}
+			*p = Partition{Shard: p.Shard, Retired: retired}
+			switch {
+			case ok:
+				p.Replicas = []Replica{r}
+			case t.Live():
+				p.Replicas = []Replica{{ID: c.TakeReplica(), Broker: broker}}
+			}
+			if t.Live() {
+				p.Shard = c.TakeShard()
+			}
+		}
+		t.Purge = !t.Live()
+	}
+	if c.FeatureLevel < LevelMoves {
+		for i := range c.Topics {
+			for n := range c.Topics[i].Partitions {
+				c.Topics[i].Partitions[n].Retired = nil
+			}
+		}
+	}
+}
