@@ -152,6 +152,7 @@ func (h *Handlers) PartitionMove(ctx context.Context, q wire.MoveRequest) (wire.
 		return wire.PartitionChange{}, h.undecided(err)
 	}
 	res.Epoch = c.Epoch
+	h.carried(ctx, c.Epoch)
 	return res, nil
 }
 

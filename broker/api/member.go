@@ -53,6 +53,7 @@ func (h *Handlers) member(ctx context.Context, name string, edit func(next *conf
 		return wire.BrokerChange{}, h.undecided(err)
 	}
 	res.Epoch, res.Replicas = c.Epoch, c.Holds(id)
+	h.carried(ctx, c.Epoch)
 	return res, nil
 }
 

@@ -280,6 +280,7 @@ func (h *Handlers) PartitionTransfer(ctx context.Context, q wire.PartitionTransf
 		res.Change = "unchanged"
 		return res, nil
 	}
+	h.carried(ctx, c.Epoch)
 	wait, cancel := context.WithTimeout(ctx, transferWait)
 	defer cancel()
 	if err := h.Runtime.Transfer(wait, topic, q.Partition, to); err != nil {

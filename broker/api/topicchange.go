@@ -43,10 +43,16 @@ func (h *Handlers) change(ctx context.Context, name string, edit func(*config.Co
 		return wire.TopicChange{}, h.undecided(err)
 	}
 	res.Epoch = c.Epoch
+	h.carried(ctx, c.Epoch)
+	return res, nil
+}
+
+// carried waits until the brokers that can be reached have carried out an epoch, but not for ever:
+// so that whoever asks another one next finds what was changed.
+func (h *Handlers) carried(ctx context.Context, epoch uint64) {
 	wait, cancel := context.WithTimeout(ctx, carryWait)
 	defer cancel()
-	h.Runtime.Carried(wait, c.Epoch)
-	return res, nil
+	h.Runtime.Carried(wait, epoch)
 }
 
 // TopicCreate creates a topic. A topic that stands as it is asked for is left
