@@ -117,6 +117,59 @@ func powerCuts(seed uint64, mutate func(*disk)) error {
 	return nil
 }
 
+// A process ends with each operation in turn, or gets an error there. What the next one found is on disk before it builds on
+// it, also what can be read though it was never synced.
+func TestWhatIsReadIsOnDisk(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(5, 1))
+	steps := script(rng, crashSteps)
+	whole := newDisk()
+	if n, err := perform(whole, steps); err != nil {
+		t.Fatalf("step %d: %v", n, err)
+	}
+	underWay := 0
+	for at := 1; at <= 2*whole.ops; at++ {
+		d := newDisk()
+		if d.cutAt = at; at > whole.ops {
+			d.cutAt, d.failAt = 0, at-whole.ops
+		}
+		acked, err := perform(d, steps)
+		if err == nil {
+			continue // all was saved, or it was an error of closing
+		}
+		d.goOn()
+		j, err := Open("/j", testOptions(d))
+		if err != nil {
+			t.Fatalf("operation %d (%s): open: %v", at, last(d.trace), err)
+		}
+		found := meant(steps[:acked])
+		if found.differs(j, true) != nil {
+			underWay++
+			if acked == len(steps) {
+				t.Fatalf("operation %d: %v", at, found.differs(j, true))
+			}
+			found = meant(steps[:acked+1])
+		}
+		if err := found.differs(j, true); err != nil {
+			t.Fatalf("operation %d: %v", at, err)
+		}
+		for range 3 {
+			left, err := Open("/j", testOptions(d.after(rng)))
+			if err != nil {
+				t.Fatalf("operation %d (%s), and the power went later: open: %v", at, d.trace[min(at, len(d.trace))-1], err)
+			}
+			if err := found.differs(left, true); err != nil {
+				t.Fatalf("operation %d, and the power went later: %v", at, err)
+			}
+			_ = left.Close()
+		}
+		_ = j.Close()
+	}
+	if underWay == 0 {
+		t.Error("nothing was found that had not been acknowledged: the test shows nothing")
+	}
+}
+
 func last(s []string) string { return s[len(s)-1] }
 
 func tail(s []string, n int) []string { return s[max(0, len(s)-n):] }

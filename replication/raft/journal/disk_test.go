@@ -65,6 +65,13 @@ func (d *disk) op(what string, args ...any) error {
 	return nil
 }
 
+// goOn is the disk when its power didn't go, only the process ended.
+func (d *disk) goOn() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.off, d.cutAt, d.failAt = false, 0, 0
+}
+
 // after is the disk when the power is back.
 func (d *disk) after(rng *rand.Rand) *disk {
 	d.mu.Lock()
@@ -98,7 +105,7 @@ func (n *inode) left(rng *rand.Rand, keep float64) []byte {
 	data := slices.Clone(n.synced)
 	for _, w := range n.pending {
 		if w.data == nil {
-			if rng.Float64() < keep {
+			if keep == 1 || rng.Float64() < keep {
 				data = resize(data, w.off)
 			}
 			continue
@@ -106,7 +113,7 @@ func (n *inode) left(rng *rand.Rand, keep float64) []byte {
 		for i := int64(0); i < int64(len(w.data)); {
 			// To the end of the sector.
 			k := min(512-(w.off+i)%512, int64(len(w.data))-i)
-			if rng.Float64() < keep {
+			if keep == 1 || rng.Float64() < keep {
 				data = put(data, w.off+i, w.data[i:i+k])
 			}
 			i += k
@@ -245,15 +252,15 @@ func (f *diskFile) WriteAt(b []byte, off int64) (int, error) {
 func (f *diskFile) Sync() error {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
-	if err := f.d.op("sync %s", f.name); err != nil {
+	err := f.d.op("sync %s", f.name)
+	switch {
+	case f.d.off || err == nil && f.d.noSync:
 		return err
+	case err == nil:
+		f.n.synced = f.n.left(nil, 1)
 	}
-	if f.d.noSync {
-		return nil
-	}
-	f.n.synced = slices.Clone(f.n.data)
-	f.n.pending = nil
-	return nil
+	f.n.pending = nil // after an error too: they count as clean, and are only in memory
+	return err
 }
 
 func (f *diskFile) resize(n int64) error {

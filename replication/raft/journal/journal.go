@@ -112,6 +112,7 @@ type Journal struct {
 	batch   uint64 // number of the newest batch
 	floor   uint64 // segments before it are not needed
 	scratch []byte
+	newest  int64 // where the newest batch began that Open found, in its segment
 
 	wake    chan struct{} // the cleaner
 	stop    chan struct{}

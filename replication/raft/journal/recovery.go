@@ -77,6 +77,11 @@ func (j *Journal) open() error {
 	if err := j.replay(numbers); err != nil {
 		return err
 	}
+	if len(j.segments) > 0 {
+		if err := j.secure(); err != nil {
+			return err
+		}
+	}
 	if err := j.reuse(spares); err != nil {
 		return err
 	}
@@ -205,6 +210,29 @@ func (j *Journal) replay(numbers []uint64) error {
 	return nil
 }
 
+// secure brings to disk what was read, before anything is built on it. Who wrote the newest batch may have ended
+// before its fsync did, or because that failed: it can be read then, but only from memory. Pages count as
+// written after a failed fsync, so the batch is written again. All batches before it are on disk; names may not be.
+func (j *Journal) secure() error {
+	s := j.active()
+	if n := int64(s.end) - j.newest; s.end > segmentHeader && j.fs.Reusable() {
+		b := make([]byte, n)
+		if got, err := s.file.ReadAt(b, j.newest); got < len(b) {
+			return fmt.Errorf("read raft journal %s at %d: %w", s.name, j.newest, err)
+		}
+		if _, err := s.file.WriteAt(b, j.newest); err != nil {
+			return fmt.Errorf("write raft journal %s at %d again: %w", s.name, j.newest, err)
+		}
+	}
+	if err := s.file.Sync(); err != nil {
+		return fmt.Errorf("sync raft journal %s: %w", s.name, err)
+	}
+	if err := j.fs.SyncDir(j.dir); err != nil {
+		return fmt.Errorf("sync raft journal directory: %w", err)
+	}
+	return nil
+}
+
 // A found frame waits for the last one of its batch.
 type found struct {
 	kind  kind
@@ -256,7 +284,7 @@ func (j *Journal) scan(s *segment, bound int64) error {
 		}
 		pending = pending[:0]
 		j.batch++
-		s.end = uint32(off)
+		j.newest, s.end = int64(s.end), uint32(off)
 	}
 	if bound >= 0 {
 		if int64(s.end) != bound {
