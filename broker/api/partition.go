@@ -27,6 +27,9 @@ func (p *live) problem() string {
 	where := fmt.Sprintf("partition %s/%d", p.topic.Name, p.number)
 	switch have, want := len(p.InSync), len(p.replicas()); {
 	case p.Problem != "":
+		if len(p.Damaged) > 0 {
+			return where + ": " + p.Problem + "; " + p.damageText()
+		}
 		return where + ": " + p.Problem
 	case p.Leader == 0:
 		return where + " has no leader"
