@@ -67,6 +67,8 @@ const (
 	MaxPullMessages  = 4096
 	MaxAckItems      = 4096
 	MaxInFlight      = 1 << 16 // of a group, a partition
+	MaxRedrive       = 1000    // dead letters in one request
+	MaxNextBatch     = 256     // records in one NextRequest
 	DefaultSessionMS = 10_000
 	MinSessionMS     = 1_000
 	MaxSessionMS     = 300_000
@@ -181,6 +183,9 @@ type GroupPullRequest struct {
 	MaxBytes    int          `json:"max_bytes,omitempty"`    // default and most MaxFetch
 	WaitMS      int64        `json:"wait_ms,omitempty"`
 	Options     GroupOptions `json:"options"`
+
+	// Stop: the member takes no more. Its pull that waits is answered at once, and so is this one, with nothing.
+	Stop bool `json:"stop,omitempty"`
 }
 
 // GroupPulled is the head of PULL's answer, which is no JSON: a four byte big endian length, this
@@ -204,6 +209,7 @@ const (
 	AckNak      = "nak"      // again, after DelayMS or the group's back-off
 	AckProgress = "progress" // not yet done: the ack wait starts anew
 	AckTerm     = "term"     // never again: to the dead-letter topic, with Reason
+	AckReturn   = "return"   // not begun: to anybody, at once; this delivery doesn't count
 )
 
 // GroupAckItem is about the records First..Last of one delivery.
@@ -264,6 +270,12 @@ type GroupPartitionState struct {
 	DeadLetters  uint64       `json:"dead_letters"`
 	Options      GroupOptions `json:"options"`
 
+	// Problem says what keeps the group from going on, such as a dead-letter topic that can't be written.
+	Problem string `json:"problem,omitempty"`
+
+	// Untouched: the partition is the group's anchor only, nobody has read from it yet.
+	Untouched bool `json:"untouched,omitempty"`
+
 	// Of the anchor's partition only.
 	Anchor     bool          `json:"anchor,omitempty"`
 	Generation uint64        `json:"generation,omitempty"`
@@ -292,8 +304,9 @@ type GroupSummary struct {
 }
 
 type GroupList struct {
-	Groups []GroupSummary `json:"groups"`
-	Error  *Error         `json:"error,omitempty"`
+	Groups   []GroupSummary `json:"groups"`
+	Problems []string       `json:"problems,omitempty"` // leaders that gave no answer: their partitions are missing from the sums
+	Error    *Error         `json:"error,omitempty"`
 }
 
 type GroupRequest struct {
