@@ -10,12 +10,12 @@ import (
 )
 
 // leadership is one term in which this replica leads. Its loop commits
-// Start(term), then waits for each group's outcome in order and answers.
+// Start(term), then waits for each proposal's outcome in order and answers.
 type leadership struct {
 	term     uint64
 	counter  uint64 // guarded by appender.mu
 	clock    *logClock
-	inflight chan *group
+	inflight chan *proposal
 	ctx      context.Context // ends when the leadership is lost
 	cancel   context.CancelFunc
 }
@@ -47,7 +47,7 @@ func (p *Partition) learnLeader(l replication.Leadership) {
 	}
 	if l.Self && p.current == nil {
 		ctx, cancel := context.WithCancel(p.ctx)
-		lead := &leadership{term: l.Term, inflight: make(chan *group, maxInFlight), ctx: ctx, cancel: cancel}
+		lead := &leadership{term: l.Term, inflight: make(chan *proposal, maxInFlight), ctx: ctx, cancel: cancel}
 		p.current = lead
 		previous := p.leadDone
 		done := make(chan struct{})
@@ -142,8 +142,8 @@ const (
 	over            // the term is over
 )
 
-// wait waits for a group's outcome.
-func (p *Partition) wait(g *group) (replication.Result, verdict) {
+// wait waits for a proposal's outcome.
+func (p *Partition) wait(g *proposal) (replication.Result, verdict) {
 	if g.pending == nil {
 		if errors.Is(g.refused, replication.ErrClosed) {
 			return replication.Result{}, over
@@ -181,9 +181,9 @@ func (p *Partition) wait(g *group) (replication.Result, verdict) {
 	}
 }
 
-// conclude settles the oldest group in flight, proposing it and those behind it again as
+// conclude settles the oldest proposal in flight, proposing it and those behind it again as
 // often as it takes. It returns false when the leadership is over.
-func (p *Partition) conclude(l *leadership, g *group) bool {
+func (p *Partition) conclude(l *leadership, g *proposal) bool {
 	r, v := p.wait(g)
 	if v == settled {
 		p.settle(g, r)
@@ -194,7 +194,7 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	a.stalled = true
 	n := len(l.inflight)
 	a.mu.Unlock()
-	list := []*group{g}
+	list := []*proposal{g}
 	verdicts := []verdict{v}
 	for range n {
 		h := <-l.inflight
@@ -220,8 +220,8 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	return true
 }
 
-// insist proposes a group again until it is applied or the term is over.
-func (p *Partition) insist(l *leadership, g *group, v verdict) bool {
+// insist proposes a proposal again until it is applied or the term is over.
+func (p *Partition) insist(l *leadership, g *proposal, v verdict) bool {
 	for wait := retryFirst; v == again; wait = min(2*wait, retryMost) {
 		if l.ctx.Err() != nil {
 			return false
@@ -269,8 +269,8 @@ func (p *Partition) resign(l *leadership) {
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Msg("no longer leading the partition")
 }
 
-// abandon answers a group that was proposed but not applied.
-func (p *Partition) abandon(g *group) {
+// abandon answers a proposal that was proposed but not applied.
+func (p *Partition) abandon(g *proposal) {
 	p.a.mu.Lock()
 	p.a.inFlight--
 	p.a.mu.Unlock()
@@ -281,8 +281,8 @@ func (p *Partition) abandon(g *group) {
 	p.fail(g, p.notLeader())
 }
 
-// fail answers everybody in the group with the same error.
-func (p *Partition) fail(g *group, e *Error) {
+// fail answers everybody in the proposal with the same error.
+func (p *Partition) fail(g *proposal, e *Error) {
 	p.a.mu.Lock()
 	waits := p.a.forget(g)
 	p.a.mu.Unlock()
@@ -313,8 +313,8 @@ func (w *idWait) settle(o Outcome) {
 	}
 }
 
-// settle answers a group that was applied. The next group is proposed first.
-func (p *Partition) settle(g *group, r replication.Result) {
+// settle answers a proposal that was applied. The next proposal is proposed first.
+func (p *Partition) settle(g *proposal, r replication.Result) {
 	a := p.a
 	a.mu.Lock()
 	a.inFlight--
@@ -334,7 +334,7 @@ func (p *Partition) settle(g *group, r replication.Result) {
 	g.release()
 }
 
-func (p *Partition) settleItem(g *group, i int, results []byte, waits []*idWait) {
+func (p *Partition) settleItem(g *proposal, i int, results []byte, waits []*idWait) {
 	it := &g.items[i]
 	if it.recordsN == 0 {
 		return // built anew
@@ -408,7 +408,7 @@ type lateAnswer struct {
 // appender's mutex is held, and g's ids are off its books. Within one term this
 // can't happen, because the appender knows every id that is under way; it
 // guards against what it does not know.
-func (p *Partition) rebuild(g *group, results []byte, waits []*idWait) (late []lateAnswer) {
+func (p *Partition) rebuild(g *proposal, results []byte, waits []*idWait) (late []lateAnswer) {
 	for i := range g.items {
 		it := &g.items[i]
 		code, _, ok := itemResult(results, i)
@@ -420,7 +420,7 @@ func (p *Partition) rebuild(g *group, results []byte, waits []*idWait) (late []l
 	return late
 }
 
-func (p *Partition) rebuildItem(g *group, it *groupItem, waits []*idWait) (late []lateAnswer) {
+func (p *Partition) rebuildItem(g *proposal, it *proposalItem, waits []*idWait) (late []lateAnswer) {
 	a := p.a
 	b, _, err := record.Split(g.buf[it.at:])
 	if err != nil {

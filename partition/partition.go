@@ -2,8 +2,8 @@
 // state machine that assigns offsets and recognises duplicates, an appender
 // that turns what is published into log entries, and a reader.
 //
-//	Append ─▶ appender ─▶ group ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
-//	                        ▲                            │    │
+//	Append ─▶ appender ─▶ proposal ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
+//	                           ▲                            │    │
 //	                        └── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
 //
 // Invariants that have cost others dearly:
@@ -35,7 +35,7 @@ import (
 	"github.com/parleymq/parley/replication"
 )
 
-// maxInFlight is how many groups may be proposed and not yet applied.
+// maxInFlight is how many proposals may be proposed and not yet applied.
 const maxInFlight = 4
 
 const (
@@ -81,6 +81,9 @@ type Retention struct {
 	MaxAge     time.Duration // in log time
 	MaxBytes   int64         // of stored batches
 	MaxRecords int64
+	// WorkQueue lets go of records that every group has handled. While the partition knows
+	// no group it lets go of nothing.
+	WorkQueue bool
 }
 
 // Config of a partition. Host, Engine, Checkpoints and the ids are required.
@@ -104,6 +107,7 @@ type Config struct {
 	TailBudget     *TailBudget
 	DiskFull       func() bool                  // nil: never
 	OnLeader       func(replication.Leadership) // must not block
+	DeadLetter     DeadLetterFunc               // nil: what is dead waits for a leader that has one
 	Logger         zerolog.Logger
 }
 
@@ -255,7 +259,7 @@ func (p *Partition) AppendBatch(ctx context.Context, b record.Batch, expect int6
 	return nil
 }
 
-// Flush proposes what was taken, unless earlier groups are in flight: then it
+// Flush proposes what was taken, unless earlier proposals are in flight: then it
 // follows them.
 func (p *Partition) Flush() { p.a.flush() }
 
