@@ -111,6 +111,9 @@ type GroupJoinRequest struct {
 	Host    string       `json:"host,omitempty"`
 	Version string       `json:"version,omitempty"`
 	Options GroupOptions `json:"options"`
+
+	// Generation is the newest that the member has heard of, from an earlier anchor or a leader: the anchor goes beyond it.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // GroupSyncRequest says "I live and know Generation"; it is answered at once when there is a newer
@@ -154,8 +157,10 @@ type GroupLeased struct {
 	Next   int64  `json:"next_offset"` // first offset that is not handled
 	HeldMS int64  `json:"held_ms,omitempty"`
 	// Wanted says that a newer generation gives the partition to another: finish, commit, release.
-	Wanted bool   `json:"wanted,omitempty"`
-	Error  *Error `json:"error,omitempty"`
+	Wanted bool `json:"wanted,omitempty"`
+	// Generation, with stale_generation: the newer one. Hand it to SYNC or JOIN, the anchor may not know it.
+	Generation uint64 `json:"generation,omitempty"`
+	Error      *Error `json:"error,omitempty"`
 }
 
 // GroupCommitRequest says that everything below Offset is handled. It renews the lease; Release gives it back.
@@ -263,6 +268,7 @@ type GroupPartitionState struct {
 	LagMS        int64        `json:"lag_ms"`       // age of the oldest record that isn't
 	Pending      int64        `json:"pending"`      // delivered, not acked
 	Redelivering int64        `json:"redelivering"` // delivered before, to be delivered again
+	DeadPending  int64        `json:"dead_pending"` // dead, and not yet in the dead-letter topic
 	Token        uint64       `json:"token"`
 	Handled      uint64       `json:"handled"` // since the leader leads, like the next three
 	Delivered    uint64       `json:"delivered"`
@@ -390,4 +396,6 @@ const (
 	ReasonLeaseLost       = "lease_lost"       // 409: the token is old
 	ReasonStaleToken      = "stale_token"
 	ReasonNotDelivered    = "not_delivered"
+	ReasonAlreadyDone     = "already_done" // acked or dead by now: an ack that was repeated was taken
+	ReasonTooMany         = "too_many"     // 429: of groups, members or what they remember
 )
