@@ -30,7 +30,7 @@ const (
 
 	// For any NATS client. A request to NextPrefix + topic + "." + group with an
 	// empty body, or a NextRequest, is answered by one message a record: the
-	// value, the record's headers and the Header constants below. Its reply
+	// value, the record's headers, HeaderPart, HeaderKey and the Header constants below. Its reply
 	// subject starts with AckPrefix; publish to it, or request to hear that it
 	// was taken: +ACK or nothing, -NAK or -NAK {"delay_ms":1000}, +WPI (more time),
 	// +TERM or +TERM reason. Nothing there: a message with "NATS/1.0 404 No Messages"
@@ -47,7 +47,8 @@ const (
 	HeaderToken      = "Parley-Token" // fencing token
 	HeaderTime       = "Parley-Time"  // of the record, RFC 3339 with milliseconds
 	HeaderGroup      = "Parley-Group"
-	HeaderReason     = "Parley-Reason" // why a record became a dead letter
+	HeaderReason     = "Parley-Reason"          // why a record became a dead letter
+	HeaderOriginalID = "Parley-Original-Msg-Id" // Nats-Msg-Id of a record before it became a dead letter
 )
 
 // Modes of a group.
@@ -382,7 +383,7 @@ type NextRequest struct {
 	Batch     int          `json:"batch,omitempty"` // default 1
 	MaxBytes  int          `json:"max_bytes,omitempty"`
 	ExpiresMS int64        `json:"expires_ms,omitempty"` // how long to wait; default 0
-	Member    string       `json:"member,omitempty"`     // default: the connection's name
+	Member    string       `json:"member,omitempty"`     // default: one for each connection
 	Options   GroupOptions `json:"options,omitzero"`     // mode default: shared
 }
 
