@@ -2,8 +2,8 @@ package group
 
 import "fmt"
 
-// Ack takes what a member says about records, item by item; refused ones are appended to dst. What was taken waits for the
-// next entry, but for Progress. Items are checked: kinds, and First <= Last.
+// Ack takes what a member ("": whoever was handed them) says about records, item by item; refused ones are appended to dst. What was taken waits for the
+// next entry, but for Progress and Return. Items are checked: kinds, and First <= Last.
 func (d *Dispatcher) Ack(dst []Refusal, member string, items []AckItem, now int64) []Refusal {
 	d.tick(now)
 	for i := range items {
@@ -30,6 +30,12 @@ func (d *Dispatcher) Late(items []AckItem) (upTo int64) {
 		}
 	}
 	return upTo
+}
+
+// has: the record that m was handed is the member's. A plain client says no name, its token will do: under
+// one token a record is with one member at a time.
+func (d *Dispatcher) has(member string, m int32) bool {
+	return member == "" || d.members.list[m].id == member
 }
 
 // judge says why an item can't be taken: all of its records must be the member's under its token.
@@ -74,7 +80,7 @@ func (d *Dispatcher) judgeSlot(member string, it *AckItem, at int64, v slot) (re
 	switch v.state {
 	case out:
 		switch {
-		case v.token == it.Token && d.members.list[v.member].id == member:
+		case v.token == it.Token && d.has(member, v.member):
 			return "", ""
 		case it.Token < v.token:
 			return StaleToken, fmt.Sprintf("offset %d was handed out again under token %d", at, v.token)
@@ -84,7 +90,7 @@ func (d *Dispatcher) judgeSlot(member string, it *AckItem, at int64, v slot) (re
 		return StaleToken, fmt.Sprintf("a record before offset %d of the same key came back: both are delivered again", at)
 	case settling:
 		// The same answer again, while the first is on its way.
-		if v.token == it.Token && v.member >= 0 && d.members.list[v.member].id == member && v.done == (it.Kind == Ack) && it.Kind != Progress {
+		if v.token == it.Token && v.member >= 0 && d.has(member, v.member) && v.done == (it.Kind == Ack) && it.Kind != Progress && it.Kind != Return {
 			return "", ""
 		}
 	case ready, waiting:
@@ -105,7 +111,7 @@ func (d *Dispatcher) judgeHandled(member string, it *AckItem, first, last int64)
 		if r.first > last || r.last < first || r.member == "" {
 			continue
 		}
-		if r.member != member || r.token != it.Token {
+		if member != "" && r.member != member || r.token != it.Token {
 			return StaleToken, fmt.Sprintf("offset %d was acked under token %d", max(first, r.first), r.token)
 		}
 		if it.Kind == Ack && r.first <= first && r.last >= last {
@@ -146,7 +152,7 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 		}
 		switch it.Kind {
 		case Ack:
-			d.acked(member, first, last, v)
+			d.acked(first, last, v)
 		case Nak:
 			delay := it.DelayMS
 			if delay < 0 {
@@ -163,6 +169,8 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 			v.at = now + d.o.AckWaitMS
 			d.slots.set(first, last, v)
 			d.expiry.push(v.at, first, last)
+		case Return:
+			d.GiveBack(d.members.list[v.member].id, Delivery{First: first, Last: last, Token: v.token})
 		}
 	})
 }
@@ -178,7 +186,7 @@ func (d *Dispatcher) ended(first, last int64, v slot, now int64, reason string) 
 	}
 }
 
-func (d *Dispatcher) acked(member string, first, last int64, v slot) {
+func (d *Dispatcher) acked(first, last int64, v slot) {
 	d.name(v.member, last-first+1)
 	d.release(v.member, last-first+1)
 	d.acks.set(first, last, struct{}{})
@@ -186,6 +194,7 @@ func (d *Dispatcher) acked(member string, first, last int64, v slot) {
 	if d.keyed != nil {
 		d.keyed.acked(first, last)
 	}
+	member := d.members.list[v.member].id
 	// One entry for what is acked in a row.
 	r := &d.recent[d.recentAt]
 	if r.member == member && r.token == v.token && r.last+1 == first {
@@ -202,7 +211,7 @@ func (d *Dispatcher) answerVoid(member string, it *AckItem) {
 		return
 	}
 	d.eachSlot(it.First, it.Last, func(first, last int64, v slot) {
-		if v.state == void && v.token == it.Token && d.members.list[v.member].id == member {
+		if v.state == void && v.token == it.Token && d.has(member, v.member) {
 			d.voidAnswered(first, last, v)
 		}
 	})

@@ -238,6 +238,7 @@ const (
 	Nak                         // again, after DelayMS or the group's back-off
 	Progress                    // not yet done: the ack wait starts anew
 	Term                        // never again: to the dead-letter topic, with Reason
+	Return                      // not begun: to anybody, at once; this delivery doesn't count. Needs no commit
 )
 
 // AckItem is about the records First..Last of one delivery.

@@ -322,7 +322,7 @@ func (k *keyed) free(off int64, member string) bool {
 		return true
 	}
 	owner := k.keys[k.recs[i].key].owner
-	return owner == none || k.d.members.list[owner].id == member
+	return owner == none || k.d.has(member, owner)
 }
 
 // acked notes records that are settling as done.
