@@ -209,7 +209,8 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, membe
 		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial,
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
-		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
+		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord) + letterRoom},
+		DeadLetter: b.writeDeadLetters,
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
 			b.leaders.learn(s.shard, l.Term, brokerOf[l.Leader])

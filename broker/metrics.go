@@ -27,6 +27,12 @@ type metrics struct {
 	fetchBytes     prometheus.Counter
 	publishErrors  *prometheus.CounterVec
 	fetchErrors    *prometheus.CounterVec
+
+	pulledRecords prometheus.Counter
+	pulledBytes   prometheus.Counter
+	nextRecords   prometheus.Counter
+	groupErrors   *prometheus.CounterVec
+	groups        groupMetrics
 }
 
 // latencies from 50 µs to about 13 s, each bucket 1.87 times the one before.
@@ -62,6 +68,10 @@ func newMetrics(b *Broker) *metrics {
 	m.fetchBytes = counter("fetch_bytes_total", "Bytes of record batches sent to readers.")
 	m.publishErrors = byReason("publish_errors_total", "Publishes answered with an error.")
 	m.fetchErrors = byReason("fetch_errors_total", "Fetches answered with an error.")
+	m.pulledRecords = counter("pulled_records_total", "Records handed to members of shared groups.")
+	m.pulledBytes = counter("pulled_bytes_total", "Bytes of record batches that hold them.")
+	m.nextRecords = counter("next_records_total", "Records sent to plain NATS clients that asked for the next.")
+	m.groupErrors = byReason("group_errors_total", "Requests of group members and plain consumers answered with an error.")
 	m.registry.MustRegister(&partitionCollector{b: b})
 	return m
 }
@@ -168,6 +178,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			counter(descRetried, float64(st.Retried), t.name, n)
 		}
 	}
+	b.metrics.groups.collect(b, r, ch)
 	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints} {
 		f, ok := part.(figured)
 		if !ok {

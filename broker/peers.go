@@ -24,6 +24,10 @@ const (
 	subjectOffset   = "offset"   // an offset by log time
 	subjectTransfer = "transfer" // hand a partition's leadership over
 	subjectPurged   = "purged"   // which deleted topics have no data left there
+
+	subjectGroupParts = "group-parts" // one group on partitions that are led there
+	subjectGroupSums  = "group-sums"  // all groups of such partitions, added up
+	subjectGroupSet   = "group-set"   // reset or delete a group on them
 )
 
 // peers is what this broker knows of the others' being there. A lone broker has
@@ -71,6 +75,9 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectOffset, b.answerOffset)
 	m.HandleMembers(subjectTransfer, b.answerTransfer)
 	m.HandleMembers(subjectPurged, b.answerPurged)
+	m.HandleMembers(subjectGroupParts, b.answerGroupParts)
+	m.HandleMembers(subjectGroupSums, b.answerGroupSums)
+	m.HandleMembers(subjectGroupSet, b.answerGroupSet)
 	return nil
 }
 
