@@ -15,7 +15,7 @@ import (
 type groupOp struct {
 	prefix string
 	// long: it may wait for something to happen, as long polls do, and counts as one.
-	long bool
+	long  bool
 	serve func(c *groupCall) error
 }
 
@@ -26,8 +26,8 @@ type groupCall struct {
 	topic  *topic
 	number int32
 	part   *partition.Partition
-	body  []byte
-	reply []byte
+	body   []byte
+	reply  []byte
 }
 
 var groupOps = [...]*groupOp{

@@ -318,4 +318,3 @@ func (b *Broker) answerGroupSet(ctx context.Context, _ mesh.Identity, req []byte
 	}
 	return json.Marshal(b.setGroups(ctx, q.Parts, q.Set))
 }
-
