@@ -39,14 +39,15 @@ type appender struct {
 	mu sync.Mutex
 
 	lead  *leadership // nil while this replica may not append
-	open  *proposal      // being filled, or nil
+	open  *proposal   // being filled, or nil
 	item  openItem    // the batch being built at the end of open
-	ready []*proposal    // full, in order
+	ready []*proposal // full, in order
 	freed chan struct{}
 
 	bytes, count int // taken and not yet settled
 	lastSize     int // of the newest sealed proposal's entry
 	inFlight     int
+	beside       int  // of those in flight, entries about groups: appends don't wait for them
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
 	held         int  // hand-overs under way: nothing new is admitted or proposed until they are done
 
@@ -321,6 +322,21 @@ func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *
 	return nil
 }
 
+// groupEntry queues an entry about groups; buf begins with room for the header. done is told the outcome once, and
+// must not block. It goes before what is being gathered to be appended, and neither waits for the other.
+func (a *appender) groupEntry(buf []byte, done func(results []byte, e *Error)) *Error {
+	g := newProposal(kindGroup, 0)
+	g.buf, g.entry = buf, done
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.leading() {
+		return a.p.notLeader()
+	}
+	a.ready = append(a.ready, g)
+	a.pump()
+	return nil
+}
+
 // leading says whether anything is taken: a term may be lost before its loop has ended.
 func (a *appender) leading() bool { return a.lead != nil && a.p.leading.Load() }
 
@@ -358,7 +374,7 @@ func (a *appender) flush() {
 func (a *appender) pump() {
 	for a.lead != nil && !a.stalled && a.held == 0 && a.inFlight < maxInFlight {
 		if len(a.ready) == 0 {
-			if a.open == nil || a.inFlight > 0 && a.openSize() < a.p.c.Limits.PipelineBytes {
+			if a.open == nil || a.inFlight > a.beside && a.openSize() < a.p.c.Limits.PipelineBytes {
 				return
 			}
 			a.seal()
@@ -377,8 +393,12 @@ func (a *appender) pump() {
 			kind: g.kind, term: l.term, counter: l.counter, barrier: a.p.m.look().barrier, logTime: l.clock.stamp(),
 		}
 		g.header.put(g.buf)
+		g.at = a.p.now()
 		a.propose(g)
 		a.inFlight++
+		if g.entry != nil {
+			a.beside++
+		}
 		l.inflight <- g // never blocks: it holds maxInFlight
 	}
 }
@@ -407,6 +427,14 @@ func (a *appender) forget(g *proposal) (waits []*idWait) {
 	}
 	a.wakeWaiting()
 	return waits
+}
+
+// landed takes a proposal out of those in flight. mu is held.
+func (a *appender) landed(g *proposal) {
+	a.inFlight--
+	if g.entry != nil {
+		a.beside--
+	}
 }
 
 // wakeWaiting lets those that wait to be admitted look again. mu is held.

@@ -3,7 +3,6 @@ package partition
 import (
 	"context"
 
-	"github.com/parleymq/parley/partition/group"
 	"github.com/parleymq/parley/partition/record"
 )
 
@@ -37,66 +36,3 @@ type DeadLetter struct {
 // group's state. All are of one group, in order of offset. It is called by one goroutine
 // of the partition, and ctx ends with the leadership.
 type DeadLetterFunc func(ctx context.Context, letters []DeadLetter) error
-
-// JoinGroup gives a member a place; the partition is the group's anchor. The answer
-// comes once the new generation is committed. Errors: not_leader, group_mismatch,
-// too_many, bad_request, unavailable.
-func (p *Partition) JoinGroup(ctx context.Context, j group.Join) (group.Assignment, error) {
-	return group.Assignment{}, p.noGroups()
-}
-
-// SyncGroup is a member's heartbeat at the anchor, and tells it of the next generation.
-// It waits as group.Sync says. Errors: not_leader, unknown_member (join again), group_not_found (likewise).
-func (p *Partition) SyncGroup(ctx context.Context, s group.Sync) (group.Assignment, error) {
-	return group.Assignment{}, p.noGroups()
-}
-
-// LeaveGroup takes a member out; the others hear of it by their SyncGroup. Leaving twice is no error.
-func (p *Partition) LeaveGroup(ctx context.Context, l group.Leave) (group.Assignment, error) {
-	return group.Assignment{}, p.noGroups()
-}
-
-// LeaseGroup grants or renews the lease of this partition, waiting for its former holder. The
-// partition learns of the group from the request. Errors: not_leader, lease_held (Lease.HeldMS says
-// for how long), stale_generation (Lease.Generation says which is newer: hand it to SyncGroup), lease_lost (the token
-// is old), group_mismatch, bad_request.
-func (p *Partition) LeaseGroup(ctx context.Context, r group.LeaseRequest) (group.Lease, error) {
-	return group.Lease{}, p.noGroups()
-}
-
-// CommitGroup moves the cursor of an exclusive group; it returns once that is committed. What
-// comes together becomes one log entry. Errors: not_leader, lease_lost, group_not_found,
-// bad_request (beyond the log, or below what was committed), unavailable (outcome unknown: commit again).
-func (p *Partition) CommitGroup(ctx context.Context, c group.Commit) (group.Committed, error) {
-	return group.Committed{}, p.noGroups()
-}
-
-// PullGroup hands records to a member, waiting for the first as the request says; then Deliveries
-// may be empty. Whole batches that hold the records are appended to buf, in order of
-// offset; only the records in Deliveries are the member's. Errors: not_leader, group_mismatch, bad_request,
-// damaged, unavailable.
-func (p *Partition) PullGroup(ctx context.Context, r group.Pull, buf []byte) (group.Pulled, []byte, error) {
-	return group.Pulled{}, buf, p.noGroups()
-}
-
-// AckGroup returns once what was taken is committed; Progress needs no commit. Errors concern
-// all items: not_leader, group_not_found, bad_request, unavailable (outcome unknown: ack again).
-func (p *Partition) AckGroup(ctx context.Context, name, member string, items []group.AckItem) ([]group.Refusal, error) {
-	return nil, p.noGroups()
-}
-
-// GroupStates returns what the leader knows of one group, or of all ("") by name. Errors: not_leader.
-// A group that it doesn't know is no error: the list is empty.
-func (p *Partition) GroupStates(name string) ([]group.Status, error) {
-	return nil, p.noGroups()
-}
-
-// SetGroup resets or deletes a group on this partition. Leases and deliveries from before are void:
-// their tokens are old. Errors: not_leader, group_not_found (a reset only), bad_request, unavailable.
-func (p *Partition) SetGroup(ctx context.Context, s group.Set) error {
-	return p.noGroups()
-}
-
-func (p *Partition) noGroups() *Error {
-	return describe(ErrClosed, "%s: consumer groups are not served by this build", p.name)
-}

@@ -77,12 +77,13 @@ func (p *Partition) leadTerm(l *leadership) {
 	}
 	a := p.a
 	a.mu.Lock()
-	a.lead, a.stalled, a.inFlight = l, false, 0
+	a.lead, a.stalled, a.inFlight, a.beside = l, false, 0, 0
 	a.mu.Unlock()
 	p.m.started.Store(true)
 	p.leaderMu.Lock()
 	p.leading.Store(p.current == l)
 	p.leaderMu.Unlock()
+	p.leadGroups(l)
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Int64("next_offset", p.m.look().next).Msg("leading the partition")
 loop:
 	for {
@@ -247,6 +248,7 @@ func (p *Partition) resign(l *leadership) {
 	}
 	p.leaderMu.Unlock()
 	l.cancel()
+	p.groups.Store(nil) // loops run one at a time, so it is this one's
 	a := p.a
 	a.mu.Lock()
 	a.lead = nil
@@ -272,7 +274,7 @@ func (p *Partition) resign(l *leadership) {
 // abandon answers a proposal that was proposed but not applied.
 func (p *Partition) abandon(g *proposal) {
 	p.a.mu.Lock()
-	p.a.inFlight--
+	p.a.landed(g)
 	p.a.mu.Unlock()
 	if g.unknown {
 		p.fail(g, describe(ErrUnavailable, "%s: leadership was lost before the record was committed: it may be in the log", p.name))
@@ -299,6 +301,9 @@ func (p *Partition) fail(g *proposal, e *Error) {
 	if g.control != nil {
 		g.control <- e
 	}
+	if g.entry != nil {
+		g.entry(nil, e)
+	}
 	g.release()
 }
 
@@ -316,14 +321,18 @@ func (w *idWait) settle(o Outcome) {
 // settle answers a proposal that was applied. The next proposal is proposed first.
 func (p *Partition) settle(g *proposal, r replication.Result) {
 	a := p.a
+	p.sureAt.Store(g.at)
 	a.mu.Lock()
-	a.inFlight--
+	a.landed(g)
 	waits := a.forget(g)
 	late := p.rebuild(g, r.Data, waits)
 	a.pump()
 	a.mu.Unlock()
 	if g.control != nil {
 		g.control <- nil
+	}
+	if g.entry != nil {
+		g.entry(r.Data, nil)
 	}
 	for _, d := range late {
 		d.receiver.Settle(d.reply, d.outcome)

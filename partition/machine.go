@@ -56,7 +56,8 @@ type machine struct {
 	relaxedAt int64
 	closed    bool
 
-	window atomic.Pointer[idWindow] // the state's, for the appender
+	window atomic.Pointer[idWindow]   // the state's, for the appender
+	groups atomic.Pointer[groupTable] // likewise, for the leader's side of groups
 
 	reapplied atomic.Uint64 // entries applied before the first Start of this process
 	started   atomic.Bool
@@ -112,6 +113,7 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, errors.Join(err, store.Close()))
 	}
 	m.window.Store(st.ids)
+	m.groups.Store(st.groups)
 	m.show(nil)
 	m.checkpoints.Register(m.id, m)
 	return st.index, nil
@@ -221,6 +223,10 @@ func (m *machine) apply(e *replication.Entry) error {
 		s.trim(int64(binary.BigEndian.Uint64(body)))
 	case kindBarrier:
 		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
+	case kindGroup:
+		if data, err = s.groups.apply(e.Index, s, body); err != nil {
+			return err
+		}
 	case kindAppend:
 		if e.Index == m.reach {
 			m.reach = 0

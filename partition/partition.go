@@ -135,6 +135,11 @@ type Partition struct {
 	acked     atomic.Uint64
 	retention atomic.Pointer[Retention]
 	checkers  sync.Pool
+
+	began   time.Time
+	sureAt  atomic.Int64              // when this replica last was known to lead, see now
+	groups  atomic.Pointer[groupLead] // while it leads
+	feeders sync.Pool
 }
 
 // Open starts the partition's replica. It returns once the replica runs, which
@@ -149,6 +154,8 @@ func Open(ctx context.Context, c Config) (*Partition, error) {
 	}
 	p := &Partition{c: c, name: fmt.Sprintf("%s/%d", c.Topic, c.Number), m: newMachine(&c)}
 	p.checkers.New = func() any { return new(batchCheck) }
+	p.feeders.New = func() any { return new(feeder) }
+	p.began = c.Clock()
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.retention.Store(&c.Retention)
 	p.a = newAppender(p)

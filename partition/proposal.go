@@ -45,6 +45,8 @@ type proposal struct {
 	refused error // Propose's, when pending is nil
 	unknown bool  // an attempt may have been committed
 	control chan<- *Error
+	entry   func(results []byte, e *Error) // told the outcome of an entry about groups
+	at      int64                          // when it was proposed first, see Partition.now
 }
 
 // proposalItem is one batch: its pending records, its message ids, where its bytes are.

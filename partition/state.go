@@ -26,6 +26,7 @@ type state struct {
 	markedAt int64 // log time of the newest index entry
 
 	producers *producerTable
+	groups    *groupTable
 	ids       *idWindow // rebuilt from the log's tail, not encoded
 
 	// results of the newest commands of this term, for a leader that proposes
@@ -43,7 +44,7 @@ type remembered struct {
 }
 
 func newState() *state {
-	return &state{producers: newProducerTable(), ids: newIDWindow()}
+	return &state{producers: newProducerTable(), groups: newGroupTable(), ids: newIDWindow()}
 }
 
 // admit decides whether a command may be applied and moves term and counter.
@@ -117,9 +118,11 @@ func (s *state) accept(it item) {
 
 func (s *state) trim(to int64) {
 	s.start = max(s.start, min(to, s.next))
+	s.groups.trim(s.start)
 }
 
-const stateVersion = 1
+// stateVersion 2 has groups at its end; 1 is read as well.
+const stateVersion = 2
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
@@ -128,12 +131,13 @@ func (s *state) encode(b []byte) []byte {
 		uint64(s.stored), uint64(s.marked), uint64(s.markedAt)} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
-	return s.producers.encode(b)
+	return s.groups.encode(s.producers.encode(b))
 }
 
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
-	if v := d.u8(); d.err == nil && v != stateVersion {
+	v := d.u8()
+	if d.err == nil && (v < 1 || v > stateVersion) {
 		return nil, fmt.Errorf("decode partition state: version %d, this broker knows %d", v, stateVersion)
 	}
 	s := newState()
@@ -141,6 +145,9 @@ func decodeState(b []byte) (*state, error) {
 	s.logTime, s.start, s.next = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.producers = decodeProducers(d)
+	if v >= 2 {
+		s.groups = decodeGroups(d)
+	}
 	switch {
 	case d.err != nil:
 	case len(d.b) != 0:

@@ -164,7 +164,7 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 			if reason == "" {
 				reason = "ended by its consumer"
 			}
-			d.ended(first, last, v, now, reason)
+			d.comeBack(first, last, v, now, reason, "")
 		case Progress:
 			v.at = now + d.o.AckWaitMS
 			d.slots.set(first, last, v)
@@ -173,17 +173,6 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 			d.GiveBack(d.members.list[v.member].id, Delivery{First: first, Last: last, Token: v.token})
 		}
 	})
-}
-
-// ended makes records dead. With keys the last one first, so that none makes the others void.
-func (d *Dispatcher) ended(first, last int64, v slot, now int64, reason string) {
-	if d.keyed == nil {
-		d.comeBack(first, last, v, now, reason, "")
-		return
-	}
-	for off := last; off >= first; off-- {
-		d.comeBack(off, off, v, now, reason, "")
-	}
 }
 
 func (d *Dispatcher) acked(first, last int64, v slot) {

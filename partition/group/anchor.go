@@ -238,3 +238,8 @@ func (s *State) Assignment(name, member string) (Assignment, bool) {
 	}
 	return Assignment{Generation: a.generation, Partitions: a.partitionsOf(i), Options: a.options}, true
 }
+
+// Making returns the options of a group whose first members are about to join.
+func (c *Coordinator) Making() (Options, bool) {
+	return c.options, len(c.joins) > 0
+}

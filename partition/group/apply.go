@@ -89,7 +89,7 @@ const (
 	OK        Code = iota
 	Absent         // no such group
 	OtherMode      // the group is of another mode
-	Lost           // the token is not the newest
+	Lost           // the token is not the newest, or the group was reset meanwhile
 	Below          // the offset is below what was committed, or beyond the log
 	Full           // a limit is reached
 	Outdated       // the generation is not the next one
@@ -246,10 +246,12 @@ func (g *groupState) commit(c Context, token uint64, offset int64, release bool)
 
 // applyRuns reads runs of offsets and hands those within the log to one of the two.
 func applyRuns(c Context, g *groupState, d *decoder, done func(first, last int64), bring func(first, last int64, v back)) (Code, uint64) {
-	n := d.limited("runs", maxRuns)
+	void, n := d.uint(), d.limited("runs", maxRuns)
 	at := int64(0)
 	code := OK
 	switch {
+	case g != nil && g.void != void: // the group was reset after they were delivered
+		code = Lost
 	case g == nil:
 		code = Absent
 	case g.options.Mode == Exclusive:

@@ -396,7 +396,7 @@ func (d *Dispatcher) comeBack(first, last int64, v slot, at int64, term, why str
 	d.backs.set(first, last, b)
 	d.slots.set(first, last, slot{state: settling, deliveries: b.deliveries, member: v.member, token: v.token, at: at})
 	if d.keyed != nil {
-		d.keyed.failed(first, last)
+		d.keyed.failed(first, last, b.dead)
 	}
 }
 
@@ -416,7 +416,7 @@ func (d *Dispatcher) Changed() bool { return d.acks.count > 0 || d.backs.count >
 func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 	if d.acks.count > 0 {
 		e.op(opDone, name)
-		e.buf = appendInt(e.buf, int64(d.acks.count))
+		e.buf = appendInt(appendUint(e.buf, d.void), int64(d.acks.count))
 		at := int64(0)
 		d.acks.all(func(r run[struct{}]) bool {
 			e.buf = appendInt(appendInt(e.buf, r.first-at), r.last-r.first)
@@ -427,7 +427,7 @@ func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 	}
 	if d.backs.count > 0 {
 		e.op(opBack, name)
-		e.buf = appendInt(e.buf, int64(d.backs.count))
+		e.buf = appendInt(appendUint(e.buf, d.void), int64(d.backs.count))
 		at := int64(0)
 		d.backs.all(func(r run[backing]) bool {
 			e.buf = appendInt(appendInt(e.buf, r.first-at), r.last-r.first)

@@ -335,10 +335,9 @@ func (k *keyed) acked(first, last int64) {
 	})
 }
 
-// failed notes records that are settling and come back. Last first: so that those that fail together don't
-// make each other void.
-func (k *keyed) failed(first, last int64) {
-	for off := last; off >= first; off-- {
+// failed notes records that are settling and come back. What is dead doesn't come back: it makes none void.
+func (k *keyed) failed(first, last int64, dead bool) {
+	for off := first; off <= last; off++ {
 		i, ok := k.at[off]
 		if !ok {
 			continue
@@ -348,7 +347,7 @@ func (k *keyed) failed(first, last int64) {
 		key.busy++
 		key.failing++
 		key.alone = false
-		for n := key.held; n != none; n = k.recs[n].next {
+		for n := key.held; n != none && !dead; n = k.recs[n].next {
 			later := k.recs[n].off
 			if later <= off {
 				continue
