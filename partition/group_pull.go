@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -336,7 +337,8 @@ func (gl *groupLead) feed(g *ledGroup) *Error {
 	return err
 }
 
-// AckGroup returns once what was taken is committed; Progress needs no commit. Errors concern
+// AckGroup returns once what was taken is committed; Progress and Return need no commit. Member "" stands for whoever was handed
+// the records under the token. Errors concern
 // all items: not_leader, group_not_found, bad_request, unavailable (outcome unknown: ack again).
 func (p *Partition) AckGroup(ctx context.Context, name, member string, items []group.AckItem) ([]group.Refusal, error) {
 	refused, err := p.ackGroup(ctx, name, member, items)
@@ -409,12 +411,13 @@ func (p *Partition) ackGroup(ctx context.Context, name, member string, items []g
 }
 
 func needsCommit(items []group.AckItem) bool {
-	return slices.ContainsFunc(items, func(it group.AckItem) bool { return it.Kind != group.Progress })
+	return slices.ContainsFunc(items, func(it group.AckItem) bool { return it.Kind != group.Progress && it.Kind != group.Return })
 }
 
 // checkAcks returns what is wrong with a request, all of which is refused then.
 func (p *Partition) checkAcks(name, member string, items []group.AckItem) *Error {
-	if err := p.checkGroup(name, member, nil); err != nil {
+	// A plain client's ack names no member, its token does.
+	if err := p.checkGroup(name, cmp.Or(member, "-"), nil); err != nil {
 		return err
 	}
 	if len(items) > group.MaxAckItems {
@@ -422,8 +425,8 @@ func (p *Partition) checkAcks(name, member string, items []group.AckItem) *Error
 	}
 	for i := range items {
 		switch it := &items[i]; {
-		case it.Kind < group.Ack || it.Kind > group.Term:
-			return describe(ErrBadRequest, "%s: item %d is of kind %d: ack, nak, progress and term are allowed", p.name, i, it.Kind)
+		case it.Kind < group.Ack || it.Kind > group.Return:
+			return describe(ErrBadRequest, "%s: item %d is of kind %d: ack, nak, progress, term and return are allowed", p.name, i, it.Kind)
 		case it.First < 0 || it.Last < it.First:
 			return describe(ErrBadRequest, "%s: item %d is about offsets %d to %d", p.name, i, it.First, it.Last)
 		case it.DelayMS < -1 || it.DelayMS > group.MaxDelayMS:
