@@ -78,7 +78,7 @@ func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none 
 			return none, describe(ErrGroupNotFound, "%s: group %s was deleted", p.name, r.Group)
 		case r.Token != 0 && (!mine || l.Token != r.Token):
 			return none, describe(ErrLeaseLost, "%s: group %s: token %d is old: another member has had the partition since, or the group was reset", p.name, r.Group, r.Token)
-		case r.Token != 0 || mine && r.Generation == l.Generation:
+		case r.Token != 0:
 			g.lease.deadline = now + o.SessionMS
 			return group.Lease{Token: l.Token, Next: l.Floor, Wanted: g.lease.wanted > l.Generation, Generation: l.Generation}, nil
 		case r.Generation < max(l.Generation, g.lease.wanted):
@@ -86,6 +86,8 @@ func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none 
 			return group.Lease{Generation: newest}, describe(ErrStaleGeneration, "%s: group %s: generation %d gives the partition to another, yours is %d: ask the group's anchor", p.name, r.Group, newest, r.Generation)
 		}
 		g.lease.wanted = r.Generation
+		// A holder that asks without its token begins anew, after it gave itself up for lost: what it did under the
+		// old token may still be going on, so it gets a new one.
 		if mine || !l.Held || now >= g.lease.deadline {
 			code, token, err := gl.commitOp(ctx, func(e *group.Entry) { e.Grant(r.Group, l.Token, r.Member, r.Generation) }, func(code group.Code, token uint64) {
 				if code == group.OK {
