@@ -25,7 +25,7 @@ func (d *Dispatcher) Late(items []AckItem) (upTo int64) {
 		return 0
 	}
 	for i := range items {
-		if it := &items[i]; it.Token < d.opened && it.Token >= d.void && it.Last < d.next && it.Last >= d.cursor {
+		if it := &items[i]; it.Token < d.opened && it.Token >= d.before && it.Last < d.next && it.Last >= d.cursor {
 			upTo = max(upTo, it.Last+1)
 		}
 	}
@@ -67,7 +67,7 @@ func (d *Dispatcher) judge(member string, it *AckItem) (reason, why string) {
 			if it.Token >= d.opened {
 				return NotDelivered, fmt.Sprintf("offset %d was not delivered yet", at)
 			}
-			if d.keyed != nil || it.Kind != Ack && it.Kind != Term {
+			if d.keyed != nil || it.Token < d.before || it.Kind != Ack && it.Kind != Term {
 				return StaleToken, fmt.Sprintf("token %d is of an earlier leader: the record is delivered again", it.Token)
 			}
 			return "", ""
@@ -94,7 +94,7 @@ func (d *Dispatcher) judgeSlot(member string, it *AckItem, at int64, v slot) (re
 			return "", ""
 		}
 	case ready, waiting:
-		if v.fresh && it.Token < d.opened && (it.Kind == Ack || it.Kind == Term) && (d.keyed == nil || at < d.cursor && d.keyed.free(at, member)) {
+		if v.fresh && it.Token < d.opened && it.Token >= max(d.before, v.token) && (it.Kind == Ack || it.Kind == Term) && (d.keyed == nil || at < d.cursor && d.keyed.free(at, member)) {
 			return "", "" // nobody else has had it from this leader
 		}
 		if v.fresh && it.Token >= d.opened {

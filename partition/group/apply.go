@@ -161,7 +161,7 @@ func (s *State) apply(c Context, kind opKind, name string, d *decoder) (Code, ui
 		case g.options.Mode == Exclusive:
 			return OtherMode, 0
 		}
-		g.token = c.Index
+		g.token, g.opened, g.before = c.Index, c.Index, g.opened
 		return OK, c.Index
 	case opDone:
 		return applyRuns(c, g, d, func(first, last int64) {
@@ -169,6 +169,7 @@ func (s *State) apply(c Context, kind opKind, name string, d *decoder) (Code, ui
 		}, nil)
 	case opBack:
 		code, _ := applyRuns(c, g, d, nil, func(first, last int64, v back) {
+			v.entry = c.Index
 			g.bring(first, last, v)
 		})
 		if code != OK {
@@ -184,7 +185,7 @@ func (s *State) apply(c Context, kind opKind, name string, d *decoder) (Code, ui
 		g.floor = min(max(offset, c.Start), c.Next)
 		g.done, g.back = runs[struct{}]{}, runs[back]{}
 		g.lease.held = false
-		g.token, g.void = c.Index, c.Index
+		g.token, g.void, g.opened, g.before = c.Index, c.Index, c.Index, c.Index
 		return OK, c.Index
 	case opDelete:
 		a := s.anchors[name]
@@ -219,7 +220,7 @@ func (s *State) make(c Context, name string, o Options, offset int64, d *decoder
 	case len(s.groups) >= MaxGroups:
 		return Full, 0
 	}
-	s.groups[name] = &groupState{options: o, token: c.Index, void: c.Index, floor: min(max(offset, c.Start), c.Next)}
+	s.groups[name] = &groupState{options: o, token: c.Index, void: c.Index, opened: c.Index, before: c.Index, floor: min(max(offset, c.Start), c.Next)}
 	return OK, c.Index
 }
 

@@ -141,7 +141,7 @@ func (d *decoder) member() Member {
 	return Member{ID: d.string(), Name: d.string(), Host: d.string(), Version: d.string()}
 }
 
-// appendBack writes what came back, without its offsets.
+// appendBack writes what came back, without its offsets and the entry that says so.
 func appendBack(b []byte, v *back) []byte {
 	b = appendInt(b, int64(v.deliveries))
 	b = appendInt(b, v.notBefore)
@@ -195,6 +195,8 @@ func (g *groupState) encode(b []byte) []byte {
 	b = appendOptions(b, &g.options)
 	b = appendUint(b, g.token)
 	b = appendUint(b, g.void)
+	b = appendUint(b, g.opened)
+	b = appendUint(b, g.before)
 	b = appendInt(b, g.floor)
 	b = appendString(b, g.lease.member)
 	b = appendUint(b, g.lease.generation)
@@ -202,7 +204,7 @@ func (g *groupState) encode(b []byte) []byte {
 	// Runs as distances, so that most take two or three bytes.
 	b = appendInt(b, int64(g.done.count))
 	at := g.floor
-	g.done.all(func(r run[struct{}]) bool {
+	g.done.all(func(r runOf[struct{}]) bool {
 		b = appendInt(b, r.first-at)
 		b = appendInt(b, r.last-r.first)
 		at = r.last
@@ -210,10 +212,10 @@ func (g *groupState) encode(b []byte) []byte {
 	})
 	b = appendInt(b, int64(g.back.count))
 	at = g.floor
-	g.back.all(func(r run[back]) bool {
+	g.back.all(func(r runOf[back]) bool {
 		b = appendInt(b, r.first-at)
 		b = appendInt(b, r.last-r.first)
-		b = appendBack(b, &r.v)
+		b = appendBack(appendUint(b, r.v.entry), &r.v)
 		at = r.last
 		return true
 	})
@@ -280,7 +282,7 @@ func DecodeState(b []byte) (*State, error) {
 }
 
 func (d *decoder) group() *groupState {
-	g := &groupState{options: d.options(), token: d.uint(), void: d.uint(), floor: d.int()}
+	g := &groupState{options: d.options(), token: d.uint(), void: d.uint(), opened: d.uint(), before: d.uint(), floor: d.int()}
 	g.lease = leaseState{member: d.string(), generation: d.uint(), held: d.flag()}
 	at := g.floor
 	span := func(i int64) (first, last int64) {
@@ -302,7 +304,9 @@ func (d *decoder) group() *groupState {
 	n = d.limited("runs", maxRuns)
 	for i := int64(0); i < n && d.err == nil; i++ {
 		first, last := span(i)
-		if v := d.back(); d.err == nil {
+		entry := d.uint()
+		v := d.back()
+		if v.entry = entry; d.err == nil {
 			g.back.set(first, last, v)
 		}
 	}

@@ -25,6 +25,7 @@ type Dispatcher struct {
 	o      Options
 	token  uint64 // of deliveries from now on
 	opened uint64 // token at the start: older ones are another leader's
+	before uint64 // tokens from here on are the leader's before this one
 	void   uint64
 	next   int64 // of the log
 	// cursor is the first offset that was not looked at. Below it, what has no slot is handled.
@@ -69,11 +70,11 @@ type slot struct {
 	state slotState
 	// fresh: this leader has not handed it out. One that held it before the leader changed may still ack it.
 	fresh      bool
-	done       bool  // settling: it was acked
-	deliveries int32 // the number of this delivery, or of the next one
-	member     int32 // out, void, settling
-	token      uint64
-	at         int64 // out, void: deadline; waiting, settling: when it may be taken
+	done       bool   // settling: it was acked
+	deliveries int32  // the number of this delivery, or of the next one
+	member     int32  // out, void, settling
+	token      uint64 // likewise; of a fresh one the smallest that a delivery by the leader before can have
+	at         int64  // out, void: deadline; waiting, settling: when it may be taken
 	reason     string
 }
 
@@ -101,26 +102,26 @@ func NewDispatcher(s *State, name string, next, now, logNow int64) (*Dispatcher,
 	if g == nil || g.options.Mode == Exclusive {
 		return nil, false
 	}
-	d := &Dispatcher{o: g.options, token: g.token, opened: g.token, void: g.void, next: next, cursor: g.floor}
+	d := &Dispatcher{o: g.options, token: g.token, opened: g.token, before: g.before, void: g.void, next: next, cursor: g.floor}
 	if g.options.Mode == KeyOrdered {
 		d.keyed = newKeyed(d)
 	}
 	end := g.floor // beyond what the log knows anything of
-	g.done.all(func(r run[struct{}]) bool {
+	g.done.all(func(r runOf[struct{}]) bool {
 		if d.keyed != nil {
 			d.keyed.handled.set(r.first, r.last, r.v)
 		}
 		end = max(end, r.last+1)
 		return true
 	})
-	g.back.all(func(r run[back]) bool {
+	g.back.all(func(r runOf[back]) bool {
 		end = max(end, r.last+1)
 		return true
 	})
 	if d.keyed == nil {
 		// What was neither handled nor came back is ready, between and below.
 		at := g.floor
-		g.done.all(func(r run[struct{}]) bool {
+		g.done.all(func(r runOf[struct{}]) bool {
 			d.fill(at, r.first-1)
 			at = r.last + 1
 			return true
@@ -128,8 +129,8 @@ func NewDispatcher(s *State, name string, next, now, logNow int64) (*Dispatcher,
 		d.fill(at, end-1)
 		d.cursor = end
 	}
-	g.back.all(func(r run[back]) bool {
-		v := slot{state: ready, fresh: true, deliveries: r.v.deliveries}
+	g.back.all(func(r runOf[back]) bool {
+		v := slot{state: ready, fresh: true, deliveries: r.v.deliveries, token: r.v.entry}
 		switch delay := r.v.notBefore - logNow; {
 		case r.v.dead:
 			v.state, v.reason = dead, r.v.reason
@@ -140,7 +141,7 @@ func NewDispatcher(s *State, name string, next, now, logNow int64) (*Dispatcher,
 			d.due.push(v.at, r.first, r.last)
 			d.ready.clear(r.first, r.last)
 		}
-		if !r.v.dead {
+		if !r.v.dead && r.v.deliveries > 1 {
 			d.parked += r.last - r.first + 1
 		}
 		d.slots.set(r.first, r.last, v)
@@ -233,11 +234,10 @@ func (d *Dispatcher) Take(dst []Delivery, member string, most int, now int64) []
 	for room > 0 {
 		var first, last int64
 		n := int32(1)
-		fresh := true
 		if r, ok := d.ready.next(0); ok {
 			s, _ := d.slots.next(r.first)
 			first, last = r.first, min(r.last, s.last, r.first+room-1)
-			n, fresh = s.v.deliveries, s.v.fresh
+			n = s.v.deliveries
 			d.ready.clear(first, last)
 		} else if d.cursor < d.next && d.slots.count < d.maxSlots() {
 			first, last = d.cursor, min(d.next, d.cursor+room)-1
@@ -245,7 +245,7 @@ func (d *Dispatcher) Take(dst []Delivery, member string, most int, now int64) []
 		} else {
 			break
 		}
-		dst = d.deliver(dst, m, first, last, n, fresh, now)
+		dst = d.deliver(dst, m, first, last, n, now)
 		room -= last - first + 1
 	}
 	d.members.tidy(m)
@@ -253,9 +253,9 @@ func (d *Dispatcher) Take(dst []Delivery, member string, most int, now int64) []
 }
 
 // deliver moves records to out.
-func (d *Dispatcher) deliver(dst []Delivery, m int32, first, last int64, n int32, fresh bool, now int64) []Delivery {
+func (d *Dispatcher) deliver(dst []Delivery, m int32, first, last int64, n int32, now int64) []Delivery {
 	at := now + d.o.AckWaitMS
-	d.slots.set(first, last, slot{state: out, fresh: fresh, deliveries: n, member: m, token: d.token, at: at})
+	d.slots.set(first, last, slot{state: out, deliveries: n, member: m, token: d.token, at: at})
 	d.expiry.push(at, first, last)
 	count := last - first + 1
 	d.out += count
@@ -295,7 +295,7 @@ func (d *Dispatcher) GiveBack(member string, v Delivery) {
 			d.counters.Redelivered -= uint64(count)
 			d.parked += count
 		}
-		d.slots.set(first, last, slot{state: ready, fresh: r.v.fresh, deliveries: r.v.deliveries})
+		d.slots.set(first, last, slot{state: ready, deliveries: r.v.deliveries})
 		if d.keyed != nil {
 			d.keyed.givenBack(first, last)
 		} else {
@@ -418,7 +418,7 @@ func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 		e.op(opDone, name)
 		e.buf = appendInt(appendUint(e.buf, d.void), int64(d.acks.count))
 		at := int64(0)
-		d.acks.all(func(r run[struct{}]) bool {
+		d.acks.all(func(r runOf[struct{}]) bool {
 			e.buf = appendInt(appendInt(e.buf, r.first-at), r.last-r.first)
 			at = r.last
 			return true
@@ -429,7 +429,7 @@ func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 		e.op(opBack, name)
 		e.buf = appendInt(appendUint(e.buf, d.void), int64(d.backs.count))
 		at := int64(0)
-		d.backs.all(func(r run[backing]) bool {
+		d.backs.all(func(r runOf[backing]) bool {
 			e.buf = appendInt(appendInt(e.buf, r.first-at), r.last-r.first)
 			at = r.last
 			b := back{deliveries: r.v.deliveries, dead: r.v.dead, reason: r.v.reason}
@@ -445,7 +445,7 @@ func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 
 // Applied says that what Change wrote is committed, with the index of its entry.
 func (d *Dispatcher) Applied(index uint64, now int64) {
-	d.acksSent.all(func(r run[struct{}]) bool {
+	d.acksSent.all(func(r runOf[struct{}]) bool {
 		d.eachSlot(r.first, r.last, func(first, last int64, v slot) {
 			if v.state != settling || !v.done {
 				return
@@ -467,9 +467,14 @@ func (d *Dispatcher) Applied(index uint64, now int64) {
 	if d.backsSent.count > 0 {
 		d.token = index
 	}
-	d.backsSent.all(func(r run[backing]) bool {
+	sent := d.backsSent
+	d.backsSent = runs[backing]{} // keyed looks at what is not committed
+	sent.all(func(r runOf[backing]) bool {
 		d.eachSlot(r.first, r.last, func(first, last int64, v slot) {
 			if v.state != settling || v.done {
+				if d.keyed != nil && v.state == ready {
+					d.keyed.changed(first, last)
+				}
 				return
 			}
 			d.unname(v.member, last-first+1)
@@ -493,7 +498,8 @@ func (d *Dispatcher) Applied(index uint64, now int64) {
 		})
 		return true
 	})
-	d.backsSent.reset()
+	sent.reset()
+	d.backsSent = sent
 }
 
 // reset empties r and keeps its memory.
@@ -517,7 +523,7 @@ type DeadLetter struct {
 
 // Dead appends the oldest dead records to dst, at most so many.
 func (d *Dispatcher) Dead(dst []DeadLetter, most int64) []DeadLetter {
-	d.dead.all(func(r run[struct{}]) bool {
+	d.dead.all(func(r runOf[struct{}]) bool {
 		d.eachSlot(r.first, r.last, func(first, last int64, v slot) {
 			if most > 0 && v.state == dead {
 				last = min(last, first+most-1)

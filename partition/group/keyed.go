@@ -223,6 +223,18 @@ func (k *keyed) refresh(i int32) {
 	if v.state != ready || key.failing > 0 || key.alone || v.deliveries > 1 && key.out > 0 {
 		return
 	}
+	if key.voids > 0 && k.voidBelow(key, off) {
+		return
+	}
+	if d := k.d; d.backs.count > 0 || d.backsSent.count > 0 {
+		// It was void, and the entry that gives it a newer token is not committed.
+		if _, is := d.backs.get(off); is {
+			return
+		}
+		if _, is := d.backsSent.get(off); is {
+			return
+		}
+	}
 	key.offer, key.to = off, key.owner
 	if key.owner == none {
 		k.open.set(off, off, struct{}{})
@@ -230,6 +242,18 @@ func (k *keyed) refresh(i int32) {
 		k.d.members.list[key.owner].offers.set(off, off, struct{}{})
 		k.offered++
 	}
+}
+
+// voidBelow tells whether a void record has its turn before off.
+func (k *keyed) voidBelow(key *key, off int64) bool {
+	for n := key.held; n != none; n = k.recs[n].next {
+		if k.recs[n].off < off {
+			if v, _ := k.d.slots.get(k.recs[n].off); v.state == void {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // each visits the records with a key in first..last.
@@ -276,7 +300,7 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 			return dst
 		}
 		v, _ := d.slots.get(off)
-		dst = d.deliver(dst, m, off, off, v.deliveries, v.fresh, now)
+		dst = d.deliver(dst, m, off, off, v.deliveries, now)
 		if i, ok := k.at[off]; ok {
 			k.takenRec(i, m, v.deliveries)
 		} else {
@@ -355,6 +379,8 @@ func (k *keyed) failed(first, last int64, dead bool) {
 			if v, _ := k.d.slots.get(later); v.state == out {
 				v.state = void
 				k.d.slots.set(later, later, v)
+				// The log must know too, or the next leader would take an ack of this delivery.
+				k.d.backs.set(later, later, backing{deliveries: v.deliveries})
 				key.out--
 				key.voids++
 			}
@@ -365,6 +391,9 @@ func (k *keyed) failed(first, last int64, dead bool) {
 
 // settled notes that what was settling is committed: gone, or back among those that wait.
 func (k *keyed) settled(first, last int64, gone bool) {
+	if gone && last >= k.d.cursor { // dead since before this leader
+		k.handled.set(max(first, k.d.cursor), last, struct{}{})
+	}
 	for off := first; off <= last; off++ {
 		i, ok := k.at[off]
 		if !ok {

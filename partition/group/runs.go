@@ -1,7 +1,7 @@
 package group
 
 // run is a stretch of offsets that have the same value.
-type run[V comparable] struct {
+type runOf[V comparable] struct {
 	first, last int64
 	v           V
 }
@@ -15,8 +15,8 @@ const blockRuns = 128
 // lowest two levels of a B-tree, so that a change in the middle of many moves few.
 // The zero value is empty.
 type runs[V comparable] struct {
-	blocks  [][]run[V] // none is empty
-	spare   [][]run[V]
+	blocks  [][]runOf[V] // none is empty
+	spare   [][]runOf[V]
 	count   int   // runs
 	covered int64 // offsets
 }
@@ -58,15 +58,15 @@ func (r *runs[V]) get(off int64) (v V, ok bool) {
 }
 
 // next returns the first run that ends at or above off, whole.
-func (r *runs[V]) next(off int64) (run[V], bool) {
+func (r *runs[V]) next(off int64) (runOf[V], bool) {
 	if b, i := r.place(off); b < len(r.blocks) {
 		return r.blocks[b][i], true
 	}
-	return run[V]{}, false
+	return runOf[V]{}, false
 }
 
 // all visits the runs in order until visit returns false. visit must not change r.
-func (r *runs[V]) all(visit func(run[V]) bool) {
+func (r *runs[V]) all(visit func(runOf[V]) bool) {
 	for _, blk := range r.blocks {
 		for i := range blk {
 			if !visit(blk[i]) {
@@ -95,10 +95,10 @@ func (r *runs[V]) set(first, last int64, v V) {
 		r.blocks[b][i].first = first
 		return
 	}
-	r.insert(b, i, run[V]{first, last, v})
+	r.insert(b, i, runOf[V]{first, last, v})
 }
 
-func (r *runs[V]) before(b, i int) *run[V] {
+func (r *runs[V]) before(b, i int) *runOf[V] {
 	switch {
 	case i > 0:
 		return &r.blocks[b][i-1]
@@ -118,7 +118,7 @@ func (r *runs[V]) clear(first, last int64) {
 		case x.first > last:
 			return
 		case x.first < first && x.last > last: // a hole in the middle
-			rest := run[V]{last + 1, x.last, x.v}
+			rest := runOf[V]{last + 1, x.last, x.v}
 			x.last = first - 1
 			r.covered -= last - first + 1
 			r.insert(b, i+1, rest)
@@ -159,7 +159,7 @@ func (r *runs[V]) remove(b, i int) bool {
 	return true
 }
 
-func (r *runs[V]) insert(b, i int, x run[V]) {
+func (r *runs[V]) insert(b, i int, x runOf[V]) {
 	r.count++
 	if b == len(r.blocks) {
 		if b > 0 && len(r.blocks[b-1]) < blockRuns {
@@ -187,11 +187,11 @@ func (r *runs[V]) insert(b, i int, x run[V]) {
 	r.blocks[b] = blk
 }
 
-func (r *runs[V]) block() []run[V] {
+func (r *runs[V]) block() []runOf[V] {
 	if n := len(r.spare); n > 0 {
 		blk := r.spare[n-1]
 		r.spare = r.spare[:n-1]
 		return blk
 	}
-	return make([]run[V], 0, blockRuns)
+	return make([]runOf[V], 0, blockRuns)
 }

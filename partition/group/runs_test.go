@@ -32,8 +32,8 @@ func TestRunsAgainstAMap(t *testing.T) {
 				continue
 			}
 			n, covered := 0, int64(0)
-			prev := run[int]{first: -2, last: -2}
-			r.all(func(x run[int]) bool {
+			prev := runOf[int]{first: -2, last: -2}
+			r.all(func(x runOf[int]) bool {
 				n++
 				covered += x.last - x.first + 1
 				if x.first <= prev.last || x.last < x.first || x.first == prev.last+1 && x.v == prev.v {

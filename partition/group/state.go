@@ -18,7 +18,10 @@ type groupState struct {
 	// token is the index of the newest entry that made older tokens old: see the package comment.
 	token uint64
 	// void: whoever has a token below it has nothing any more (the group was made or reset after).
-	void  uint64
+	void uint64
+	// opened is the newest entry that opened the group, before the one before that.
+	opened, before uint64
+
 	floor int64 // everything below is handled
 
 	lease leaseState // exclusive
@@ -36,8 +39,9 @@ type leaseState struct {
 
 // back is what is known of records that came back from a member.
 type back struct {
-	deliveries int32 // that the next one will be, or if dead that there were
-	notBefore  int64 // log time
+	entry      uint64 // that says so: deliveries after it have tokens no smaller
+	deliveries int32  // that the next one will be, or if dead that there were
+	notBefore  int64  // log time
 	dead       bool
 	reason     string // of the dead
 }
