@@ -20,6 +20,7 @@ const (
 func (gl *groupLead) buryAll() {
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
+	gl.openDead()
 	for {
 		next := time.Hour
 		again := false
@@ -42,6 +43,21 @@ func (gl *groupLead) buryAll() {
 		case <-t.C:
 		case <-gl.l.ctx.Done():
 			return
+		}
+	}
+}
+
+// openDead opens the groups that another leader has left with dead records: nobody may come to pull from them.
+func (gl *groupLead) openDead() {
+	gl.mu.Lock()
+	defer gl.mu.Unlock()
+	gl.table.mu.RLock()
+	names := gl.table.s.WithDead()
+	gl.table.mu.RUnlock()
+	for _, name := range names {
+		if _, err := gl.shared(gl.l.ctx, name, &group.Options{}); err != nil {
+			gl.p.c.Logger.Debug().Err(err).Str("partition", gl.p.name).Str("group", name).
+				Msg("a group with dead records could not be opened: whoever pulls next opens it")
 		}
 	}
 }
