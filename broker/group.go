@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/parleymq/parley/broker/interest"
@@ -110,20 +111,34 @@ func (s *session) admitGroup(long bool) (leave func(), _ *wire.Error) {
 }
 
 func (b *Broker) serveGroup(ctx context.Context, t *topic, number int32, p *partition.Partition, op *groupOp, m *interest.Message, hop bool) {
-	if p == nil {
-		// Nobody leads, or the leader can't be reached: that is waited for.
-		var done bool
-		var werr *wire.Error
-		if p, done, werr = b.reach(ctx, t, number, m, hop); werr != nil && ctx.Err() == nil {
-			b.refuseGroup(kindOfRequest(m.Subject), m.Reply, b.gone(t, werr))
-		}
-		if werr != nil || done {
-			return
+	refuse := func(e *wire.Error) {
+		if ctx.Err() == nil {
+			b.refuseGroup(kindOfRequest(m.Subject), m.Reply, b.gone(t, e))
 		}
 	}
-	c := groupCall{b: b, ctx: ctx, topic: t, number: number, part: p, body: m.Payload, reply: m.Reply}
-	if err := op.serve(&c); err != nil && ctx.Err() == nil {
-		b.refuseGroup(kindOfRequest(m.Subject), m.Reply, b.gone(t, groupError(err)))
+	for try := 1; ; try++ {
+		if p == nil {
+			// Nobody leads, or the leader can't be reached: that is waited for.
+			var done bool
+			var werr *wire.Error
+			if p, done, werr = b.reach(ctx, t, number, m, hop); werr != nil {
+				refuse(werr)
+			}
+			if werr != nil || done {
+				return
+			}
+		}
+		c := groupCall{b: b, ctx: ctx, topic: t, number: number, part: p, body: m.Payload, reply: m.Reply}
+		err := op.serve(&c)
+		// Leadership may move while a request is on its way. One that has waited is its
+		// sender's to repeat.
+		if err == nil || op.long || try == appendTries || !errors.Is(err, partition.ErrNotLeader) {
+			if err != nil {
+				refuse(groupError(err))
+			}
+			return
+		}
+		p = nil
 	}
 }
 

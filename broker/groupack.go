@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strconv"
 
@@ -104,12 +105,13 @@ func (a *ackSubject) item(body []byte, hop bool) (group.AckItem, *wire.Error) {
 // gathered are the acks of one burst for one group on one partition: they go into
 // the log together.
 type gathered struct {
-	topic   *topic
-	number  int32
-	part    *partition.Partition
-	group   string
-	items   []group.AckItem
-	replies [][]byte // of those that want to hear; nil else
+	topic  *topic
+	number int32
+	part   *partition.Partition
+	group  string
+	hop    bool
+	items  []group.AckItem
+	from   []interest.Message // what each item came with
 }
 
 // maxGathered acks wait for the end of a burst.
@@ -146,7 +148,7 @@ func (s *session) ackFrom(t *topic, a *ackSubject, m *interest.Message) {
 		return
 	}
 	if p != nil {
-		s.gather(t, a, p, item, m.Reply)
+		s.gather(t, a, p, item, m)
 		return
 	}
 	leave, werr := s.admitGroup(false)
@@ -154,34 +156,33 @@ func (s *session) ackFrom(t *topic, a *ackSubject, m *interest.Message) {
 		s.b.refuseGroup(aGroupRequest, m.Reply, werr)
 		return
 	}
-	kept := interest.Message{Subject: bytes.Clone(m.Subject), Reply: bytes.Clone(m.Reply), Payload: bytes.Clone(m.Payload)}
-	number, name := a.number, a.group
+	g := gathered{topic: t, number: a.number, group: a.group, hop: s.hop}
+	g.add(item, m)
 	s.wg.Go(func() {
 		defer leave()
-		p, done, werr := s.b.reach(s.ctx, t, number, &kept, s.hop)
-		switch {
-		case werr != nil:
-			s.b.refuseGroup(aGroupRequest, kept.Reply, s.b.gone(t, werr))
-		case !done:
-			g := gathered{topic: t, number: number, part: p, group: name, items: []group.AckItem{item}, replies: [][]byte{kept.Reply}}
-			s.b.settle(&g)
-		}
+		s.b.settle(&g)
 	})
 }
 
-func (s *session) gather(t *topic, a *ackSubject, p *partition.Partition, item group.AckItem, reply []byte) {
+// add keeps a copy of what an ack came with, in one piece of memory.
+func (g *gathered) add(item group.AckItem, m *interest.Message) {
+	kept := make([]byte, 0, len(m.Subject)+len(m.Reply)+len(m.Payload))
+	keep := func(part []byte) []byte {
+		at := len(kept)
+		kept = append(kept, part...)
+		return kept[at:len(kept):len(kept)]
+	}
+	g.items = append(g.items, item)
+	g.from = append(g.from, interest.Message{Subject: keep(m.Subject), Reply: keep(m.Reply), Payload: keep(m.Payload)})
+}
+
+func (s *session) gather(t *topic, a *ackSubject, p *partition.Partition, item group.AckItem, m *interest.Message) {
 	at := slices.IndexFunc(s.acks, func(g *gathered) bool { return g.part == p && g.group == a.group })
 	if at < 0 {
 		at = len(s.acks)
-		s.acks = append(s.acks, &gathered{topic: t, number: a.number, part: p, group: a.group})
+		s.acks = append(s.acks, &gathered{topic: t, number: a.number, part: p, group: a.group, hop: s.hop})
 	}
-	g := s.acks[at]
-	if len(reply) > 0 {
-		reply = bytes.Clone(reply)
-	} else {
-		reply = nil
-	}
-	g.items, g.replies = append(g.items, item), append(g.replies, reply)
+	s.acks[at].add(item, m)
 	if s.ackCount++; s.ackCount >= maxGathered {
 		s.flushAcks()
 	}
@@ -193,8 +194,8 @@ func (s *session) flushAcks() {
 		s.acks[i] = nil
 		leave, werr := s.admitGroup(false)
 		if werr != nil {
-			for _, reply := range g.replies {
-				s.b.refuseGroup(aGroupRequest, reply, werr)
+			for i := range g.from {
+				s.b.refuseGroup(aGroupRequest, g.from[i].Reply, werr)
 			}
 			continue
 		}
@@ -211,7 +212,45 @@ func (s *session) flushAcks() {
 func (b *Broker) settle(g *gathered) {
 	ctx, cancel := context.WithTimeout(b.ctx, requestTime)
 	defer cancel()
-	refused, err := g.part.AckGroup(ctx, g.group, "", g.items)
+	for try := 1; ; try++ {
+		if g.part == nil && !b.findLeader(ctx, g) {
+			return
+		}
+		refused, err := g.part.AckGroup(ctx, g.group, "", g.items)
+		if err == nil || try == appendTries || !errors.Is(err, partition.ErrNotLeader) {
+			b.tellSettled(g, refused, err)
+			return
+		}
+		g.part = nil // leadership moved while they were on their way
+	}
+}
+
+// findLeader finds out who takes the acks. False: nothing is left to do here, they
+// were handed to the leader's broker or refused.
+func (b *Broker) findLeader(ctx context.Context, g *gathered) bool {
+	p, done, werr := b.reach(ctx, g.topic, g.number, &g.from[0], g.hop)
+	if werr != nil {
+		b.tellSettled(g, nil, werr)
+		return false
+	}
+	if !done {
+		g.part = p
+		return true
+	}
+	// The first one has gone to the leader, the others follow it.
+	g.items, g.from = g.items[1:], g.from[1:]
+	for len(g.items) > 0 {
+		one := gathered{topic: g.topic, number: g.number, group: g.group, hop: g.hop, items: g.items[:1], from: g.from[:1]}
+		g.items, g.from = g.items[1:], g.from[1:]
+		if b.findLeader(ctx, &one) {
+			g.part, g.items, g.from = one.part, append(one.items, g.items...), append(one.from, g.from...)
+			return true // it has come back here
+		}
+	}
+	return false
+}
+
+func (b *Broker) tellSettled(g *gathered, refused []group.Refusal, err error) {
 	why := make([]*wire.Error, len(g.items))
 	for _, r := range refused {
 		// Whose ack was lost on the way back sends it again.
@@ -228,9 +267,9 @@ func (b *Broker) settle(g *gathered) {
 			why[i] = e
 		}
 	}
-	for i, reply := range g.replies {
-		switch {
-		case reply == nil:
+	for i := range g.from {
+		switch reply := g.from[i].Reply; {
+		case len(reply) == 0:
 		case why[i] != nil:
 			b.answer(reply, appendError(nil, why[i]))
 		default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -50,6 +51,10 @@ func (b *Broker) nextThere(ctx context.Context, t *topic, o nextOwner, pull grou
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
+		}
+		var e *wire.Error
+		if errors.As(err, &e) {
+			return e
 		}
 		return forwardError(t.name, o.parts[0], err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/broker/mesh"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition"
 )
 
 // What the API asks the partitions' leaders about groups. Each other broker gets one
@@ -67,16 +68,55 @@ func pick(parts []api.Part, indexes []int) []api.Part {
 
 const leaderless = "it has no leader at the moment"
 
+// movingPause lies between two questions to partitions whose leadership moves.
+const movingPause = 20 * time.Millisecond
+
+// whileMoving asks about partitions, and again about those that nobody led, for as
+// long as an election takes. ask returns these.
+func (b *Broker) whileMoving(ctx context.Context, parts []api.Part, ask func(indexes []int) (moving []int)) {
+	indexes := make([]int, len(parts))
+	for i := range indexes {
+		indexes[i] = i
+	}
+	for limit := time.Now().Add(electionWait); ; {
+		changed := b.leaders.watch()
+		if indexes = ask(indexes); len(indexes) == 0 || !time.Now().Before(limit) {
+			return
+		}
+		pause := time.NewTimer(movingPause)
+		select {
+		case <-changed:
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		}
+		pause.Stop()
+	}
+}
+
 // GroupParts implements api.Groups.
 func (r runtime) GroupParts(ctx context.Context, name string, parts []api.Part) []api.GroupPart {
-	b := r.b
+	out := make([]api.GroupPart, len(parts))
+	r.b.whileMoving(ctx, parts, func(indexes []int) (moving []int) {
+		for n, res := range r.b.groupParts(ctx, name, pick(parts, indexes)) {
+			if out[indexes[n]] = res; res.Moving {
+				moving = append(moving, indexes[n])
+			}
+		}
+		return moving
+	})
+	return out
+}
+
+func (b *Broker) groupParts(ctx context.Context, name string, parts []api.Part) []api.GroupPart {
 	out := make([]api.GroupPart, len(parts))
 	var wg sync.WaitGroup
 	for to, indexes := range b.leadersOf(parts) {
 		switch to {
 		case 0:
 			for _, i := range indexes {
-				out[i].Problem = leaderless
+				out[i].Problem, out[i].Moving = leaderless, true
 			}
 		case b.self():
 			for _, i := range indexes {
@@ -123,7 +163,7 @@ func (b *Broker) groupPart(name string, at api.Part) api.GroupPart {
 	}
 	states, err := p.GroupStates(name)
 	if err != nil {
-		return api.GroupPart{Problem: groupError(err).Description}
+		return api.GroupPart{Problem: groupError(err).Description, Moving: errors.Is(err, partition.ErrNotLeader)}
 	}
 	res := api.GroupPart{States: wireStates(s.topic, s.number, states)}
 	res.Start, res.Next = p.Bounds()
@@ -241,7 +281,21 @@ func (b *Broker) answerGroupSums(_ context.Context, _ mesh.Identity, req []byte)
 
 // SetGroup implements api.Groups.
 func (r runtime) SetGroup(ctx context.Context, parts []api.Part, q wire.GroupSetRequest) []error {
-	b := r.b
+	out := make([]error, len(parts))
+	r.b.whileMoving(ctx, parts, func(indexes []int) (moving []int) {
+		for n, err := range r.b.setGroupOn(ctx, pick(parts, indexes), &q) {
+			out[indexes[n]] = err
+			var e *wire.Error
+			if errors.As(err, &e) && e.Reason == wire.ReasonNotLeader {
+				moving = append(moving, indexes[n])
+			}
+		}
+		return moving
+	})
+	return out
+}
+
+func (b *Broker) setGroupOn(ctx context.Context, parts []api.Part, q *wire.GroupSetRequest) []error {
 	out := make([]error, len(parts))
 	var wg sync.WaitGroup
 	for to, indexes := range b.leadersOf(parts) {
@@ -253,13 +307,13 @@ func (r runtime) SetGroup(ctx context.Context, parts []api.Part, q wire.GroupSet
 				}
 				return
 			case b.self():
-				for n, e := range b.setGroups(ctx, pick(parts, indexes), &q) {
+				for n, e := range b.setGroups(ctx, pick(parts, indexes), q) {
 					out[indexes[n]] = nilable(e)
 				}
 				return
 			}
 			var res []*wire.Error
-			err := b.request(ctx, to, subjectGroupSet, setWait, groupQuestion{Parts: pick(parts, indexes), Set: &q}, &res)
+			err := b.request(ctx, to, subjectGroupSet, setWait, groupQuestion{Parts: pick(parts, indexes), Set: q}, &res)
 			if err == nil && len(res) != len(indexes) {
 				err = errBadMessage
 			}

@@ -87,6 +87,7 @@ func (b *Broker) groupOptions(topic, name string, o *wire.GroupOptions) (group.O
 			return group.Options{}, badRequest("backoff_ms %d: allowed are 0 to %d", ms, group.MaxDelayMS)
 		}
 	}
+	named := o.DeadLetter
 	// Only a shared group has dead letters, and a name that can't be a topic's would
 	// be noticed when the first one is to be written.
 	if mode != group.Exclusive && (mode != 0 || o.DeadLetter != "") {
@@ -94,9 +95,12 @@ func (b *Broker) groupOptions(topic, name string, o *wire.GroupOptions) (group.O
 			return group.Options{}, badRequest("the group's dead-letter topic: %v: name another by dead_letter", err)
 		}
 	}
+	if o.DeadLetter == deadLetterTopic(topic, name, "") {
+		named = "" // as members hear it from their anchor: the same as none
+	}
 	return group.Options{
 		Mode: mode, From: from, SessionMS: o.SessionMS, AckWaitMS: o.AckWaitMS, MaxDeliveries: o.MaxDeliveries,
-		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember, DeadLetter: o.DeadLetter,
+		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember, DeadLetter: named,
 	}, nil
 }
 

@@ -18,6 +18,7 @@ type GroupPart struct {
 	States      []wire.GroupPartitionState `json:"states"`
 	Start, Next int64                      // of the log
 	Problem     string                     `json:"problem,omitempty"` // why there is no answer
+	Moving      bool                       `json:"moving,omitempty"`  // it is that nobody leads it, for the moment
 }
 
 // GroupSum is one group on some of a topic's partitions.
