@@ -223,6 +223,31 @@ func TestSharedGroupOverBrokers(t *testing.T) {
 			t.Fatalf("%+v, %v", acked, err)
 		}
 		next += 4
+		// Nothing is there: that is an answer, too; and a wait ends when its member has enough.
+		if head, batches, err := m.pull(0, wire.GroupPullRequest{Options: options}); err != nil || len(head.Deliveries) != 0 || len(batches) != 0 {
+			t.Fatalf("%+v, %v", head, err)
+		}
+		go func() {
+			head, _, err := m.pull(0, wire.GroupPullRequest{WaitMS: 30_000, Options: options})
+			if err == nil && len(head.Deliveries) != 0 {
+				err = fmt.Errorf("%+v", head)
+			}
+			got <- err
+		}()
+		brokertest.Eventually(t, "the wait ends", func() bool {
+			if _, _, err := m.pull(0, wire.GroupPullRequest{Stop: true, Options: options}); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-got:
+				if err != nil {
+					t.Fatal(err)
+				}
+				return true
+			default:
+				return false
+			}
+		})
 	}
 }
 

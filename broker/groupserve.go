@@ -232,20 +232,34 @@ func (c *groupCall) pull() error {
 	if q.MaxBytes <= 0 || q.MaxBytes > wire.MaxFetch {
 		q.MaxBytes = wire.MaxFetch
 	}
+	who := puller{c.part, q.Group, q.Member}
+	if q.Stop {
+		c.b.groups.waits.stop(who)
+		return c.answerPull(nil, nil)
+	}
 	r := group.Pull{Group: q.Group, Member: q.Member, MaxMessages: q.MaxMessages, MaxBytes: q.MaxBytes, Options: o}
-	if served, err := c.pullNow(&r); served || err != nil || q.WaitMS <= 0 {
+	if served, err := c.pullNow(&r); served || err != nil {
 		return err
+	}
+	if q.WaitMS <= 0 {
+		return c.answerPull(nil, nil)
 	}
 	// Whoever waits holds no buffer: what comes then is taken in one of its own.
 	r.WaitMS = min(q.WaitMS, wire.MaxFetchWaitMS)
-	p, b, err := c.part.PullGroup(c.ctx, r, nil)
-	if err != nil {
+	ctx, done := c.b.groups.waits.begin(c.ctx, who)
+	defer done()
+	p, b, err := c.part.PullGroup(ctx, r, nil)
+	if err != nil && (ctx.Err() == nil || c.ctx.Err() != nil) {
 		return err
 	}
-	head := appendPulled(make([]byte, 4, 4+64), p.Deliveries)
+	return c.answerPull(p.Deliveries, b) // with nothing, when the member takes no more
+}
+
+func (c *groupCall) answerPull(d []group.Delivery, batches []byte) error {
+	head := appendPulled(make([]byte, 4, 4+64), d)
 	binary.BigEndian.PutUint32(head, uint32(len(head)-4))
-	c.b.router.Route(&interest.Message{Subject: c.reply, Payload: append(head, b...)}, nil)
-	c.b.metrics.pulled(p.Deliveries, len(b))
+	c.b.router.Route(&interest.Message{Subject: c.reply, Payload: append(head, batches...)}, nil)
+	c.b.metrics.pulled(d, len(batches))
 	return nil
 }
 
