@@ -323,13 +323,14 @@ func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *
 }
 
 // groupEntry queues an entry about groups; buf begins with room for the header. done is told the outcome once, and
-// must not block. It goes before what is being gathered to be appended, and neither waits for the other.
-func (a *appender) groupEntry(buf []byte, done func(results []byte, e *Error)) *Error {
+// must not block. It goes before what is being gathered to be appended, and neither waits for the other. It is taken
+// for the term l only: what another term's leader made of groups is not true any more.
+func (a *appender) groupEntry(l *leadership, buf []byte, done func(results []byte, e *Error)) *Error {
 	g := newProposal(kindGroup, 0)
 	g.buf, g.entry = buf, done
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.leading() {
+	if !a.leading() || a.lead != l {
 		return a.p.notLeader()
 	}
 	a.ready = append(a.ready, g)

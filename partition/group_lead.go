@@ -190,6 +190,11 @@ func (gl *groupLead) mark(g *ledGroup) *flush {
 		g.gathering = &flush{done: make(chan struct{})}
 	}
 	f := g.gathering
+	if gl.over != nil {
+		g.gathering, f.err = nil, gl.p.notLeader()
+		close(f.done)
+		return f
+	}
 	if !g.isDirty {
 		g.isDirty = true
 		gl.dirty = append(gl.dirty, g)
@@ -221,7 +226,7 @@ func (gl *groupLead) propose() {
 		return
 	}
 	gl.sent = e
-	if err := p.a.groupEntry(e.Bytes(), func(results []byte, err *Error) { gl.settled(e, results, err) }); err != nil {
+	if err := p.a.groupEntry(gl.l, e.Bytes(), func(results []byte, err *Error) { gl.settled(e, results, err) }); err != nil {
 		gl.sent = nil
 		gl.end(err)
 		gl.answer(e, err)
@@ -283,8 +288,8 @@ func (gl *groupLead) settled(e *groupEntry, results []byte, err *Error) {
 	if err == nil && len(results) < len(e.ops)*group.ResultSize {
 		err = describe(ErrUnavailable, "%s: what became of the change is not known any more: it may be in the log", gl.p.name)
 	}
-	gl.sent = nil
 	if err != nil {
+		gl.sent = nil
 		gl.end(err)
 		gl.answer(e, err)
 		return
@@ -293,6 +298,7 @@ func (gl *groupLead) settled(e *groupEntry, results []byte, err *Error) {
 		code, value, _ := group.Result(results, i)
 		done(code, value, nil)
 	}
+	gl.sent = nil // only now: nothing may be written for a group whose last change was not told to it
 	gl.propose()
 }
 
