@@ -54,6 +54,10 @@ func next(nc *nats.Conn, topic, group string, q wire.NextRequest) (got []*nats.M
 func one(t testing.TB, nc *nats.Conn, topic, group string, q wire.NextRequest) *nats.Msg {
 	t.Helper()
 	got, status, err := next(nc, topic, group, q)
+	var e *wire.Error
+	for limit := time.Now().Add(brokertest.Wait); errors.As(err, &e) && e.Retriable && time.Now().Before(limit); {
+		got, status, err = next(nc, topic, group, q)
+	}
 	if err != nil || len(got) != 1 {
 		t.Fatalf("next of %s/%s: %d records, status %q, %v", topic, group, len(got), status, err)
 	}
@@ -109,6 +113,30 @@ func token(t testing.TB, m *nats.Msg) uint64 {
 		t.Fatalf("token: %v", err)
 	}
 	return n
+}
+
+// calm waits until partitions are led by whom they are meant to be, and returns what
+// tells whether that is still so: on a machine that has too much to do leadership
+// moves, and records that were delivered come again.
+func calm(t testing.TB, c *brokertest.Cluster, topic string) (still func() bool) {
+	t.Helper()
+	var terms []uint64
+	look := func() (now []uint64, home bool) {
+		home = true
+		for _, p := range c.Describe(topic).Partitions {
+			now = append(now, p.Term)
+			home = home && p.Leader == p.Replicas[0]
+		}
+		return now, home
+	}
+	brokertest.Eventually(t, "leaders are where they belong", func() (home bool) {
+		terms, home = look()
+		return home
+	})
+	return func() bool {
+		now, home := look()
+		return home && slices.Equal(now, terms)
+	}
 }
 
 // TestPlainConsumer: a client that knows nothing but NATS takes records one by one,
@@ -192,6 +220,7 @@ func TestPlainConsumersOfACluster(t *testing.T) {
 	t.Parallel()
 	c := brokertest.StartCluster(t, 3)
 	createR3(t, c, "jobs", 6)
+	still := calm(t, c, "jobs")
 	pub := c.Brokers[0].Connect()
 	// Somebody waits, on each broker, for a record of each partition in turn.
 	for i, m := range c.Brokers {
@@ -201,6 +230,10 @@ func TestPlainConsumersOfACluster(t *testing.T) {
 			woken := make(chan error, 1)
 			go func() {
 				got, status, err := next(nc, "jobs", "g", wire.NextRequest{ExpiresMS: 10_000})
+				var e *wire.Error
+				for errors.As(err, &e) && e.Retriable {
+					got, status, err = next(nc, "jobs", "g", wire.NextRequest{ExpiresMS: 10_000})
+				}
 				switch {
 				case err != nil:
 				case len(got) != 1 || string(got[0].Data) != value:
@@ -227,6 +260,7 @@ func TestPlainConsumersOfACluster(t *testing.T) {
 		})
 	}
 	var mu sync.Mutex
+	var again []string
 	seen := map[string]int{}
 	for i := range 9 {
 		nc := c.Brokers[i%3].Connect()
@@ -239,18 +273,20 @@ func TestPlainConsumersOfACluster(t *testing.T) {
 					return
 				}
 				got, _, err := next(nc, "jobs", "g", wire.NextRequest{Batch: 1 + i%3*5, ExpiresMS: 200})
-				if err != nil {
+				var e *wire.Error
+				if err != nil && !(errors.As(err, &e) && e.Retriable) {
 					t.Errorf("next: %v", err)
 					return
 				}
 				for _, m := range got {
-					if deliveries(m) != "1" {
-						t.Errorf("%q: delivery %s", m.Data, deliveries(m))
-					}
-					if err := settle(nc, m, ""); err != nil {
-						t.Errorf("ack of %q: %v", m.Data, err)
-					}
+					err := settle(nc, m, "")
 					mu.Lock()
+					if deliveries(m) != "1" {
+						again = append(again, fmt.Sprintf("%q: delivery %s", m.Data, deliveries(m)))
+					}
+					if err != nil {
+						again = append(again, fmt.Sprintf("ack of %q: %v", m.Data, err))
+					}
 					seen[string(m.Data)]++
 					mu.Unlock()
 				}
@@ -260,8 +296,14 @@ func TestPlainConsumersOfACluster(t *testing.T) {
 	wg.Wait()
 	for v, n := range seen {
 		if n != 1 {
-			t.Errorf("%q came %d times", v, n)
+			again = append(again, fmt.Sprintf("%q came %d times", v, n))
 		}
+	}
+	switch {
+	case len(again) > 0 && still():
+		t.Errorf("what was delivered once came again: %q", again)
+	case len(again) > 0:
+		t.Logf("leadership moved, %d came again", len(again))
 	}
 	brokertest.Eventually(t, "all is handled", func() bool {
 		d, err := c.Brokers[1].API().GroupDescribe(t.Context(), wire.GroupRequest{Topic: "jobs", Group: "g"})
@@ -275,6 +317,7 @@ func TestSurplusGoesBack(t *testing.T) {
 	t.Parallel()
 	c := brokertest.StartCluster(t, 3)
 	createR3(t, c, "jobs", 6)
+	still := calm(t, c, "jobs")
 	nc, pub := c.Brokers[0].Connect(), c.Brokers[1].Connect()
 	const rounds = 10
 	for round := range rounds {
@@ -301,7 +344,7 @@ func TestSurplusGoesBack(t *testing.T) {
 		}
 		for i := range 5 {
 			m := one(t, pub, "jobs", "g", wire.NextRequest{ExpiresMS: 5000, Options: wire.GroupOptions{AckWaitMS: 600_000}})
-			if deliveries(m) != "1" {
+			if deliveries(m) != "1" && still() {
 				t.Errorf("round %d, record %d: delivery %s", round, i, deliveries(m))
 			}
 			mustSettle(t, pub, m, "")
@@ -315,6 +358,7 @@ func TestClientThatLeaves(t *testing.T) {
 	t.Parallel()
 	c := brokertest.StartCluster(t, 3)
 	createR3(t, c, "jobs", 6)
+	still := calm(t, c, "jobs")
 	pub := c.Brokers[0].Connect()
 	for _, m := range c.Brokers {
 		gone := m.Connect()
@@ -335,7 +379,7 @@ func TestClientThatLeaves(t *testing.T) {
 	}
 	for range 6 {
 		m := one(t, pub, "jobs", "g", wire.NextRequest{ExpiresMS: 5000, Options: wire.GroupOptions{AckWaitMS: 600_000}})
-		if deliveries(m) != "1" {
+		if deliveries(m) != "1" && still() {
 			t.Errorf("delivery %s", deliveries(m))
 		}
 		mustSettle(t, pub, m, "")
