@@ -45,9 +45,12 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 	if err != nil {
 		return none, err
 	}
-	if f != nil {
+	for f != nil {
 		if err := gl.flushed(ctx, f); err != nil {
 			return none, err
+		}
+		if f = nil; g.c != nil && g.c.Joining(j.Member.ID) { // not all found room in one entry
+			f = gl.mark(g)
 		}
 	}
 	gl.table.mu.RLock()

@@ -55,7 +55,7 @@ func (gl *groupLead) openDead() {
 	names := gl.table.s.WithDead()
 	gl.table.mu.RUnlock()
 	for _, name := range names {
-		if _, err := gl.shared(gl.l.ctx, name, &group.Options{}); err != nil {
+		if _, err := gl.shared(gl.l.ctx, name, nil); err != nil {
 			gl.p.c.Logger.Debug().Err(err).Str("partition", gl.p.name).Str("group", name).
 				Msg("a group with dead records could not be opened: whoever pulls next opens it")
 		}

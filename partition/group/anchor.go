@@ -201,6 +201,9 @@ func (c *Coordinator) Changed(s *State) bool {
 	return a != nil && (c.partitions > a.partitions || c.known > a.generation)
 }
 
+// changeJoins bounds the members that join with one entry, and so its size; the next ones follow with the next.
+const changeJoins = 512
+
 // Change writes what has gathered, as the next generation. Nothing else may be written for the
 // group until it is applied.
 func (c *Coordinator) Change(s *State, e *Entry) {
@@ -214,7 +217,8 @@ func (c *Coordinator) Change(s *State, e *Entry) {
 			next.members = append(next.members, a.members[i])
 		}
 	}
-	for _, m := range c.joins {
+	joins, rest := c.joins[:min(len(c.joins), changeJoins)], c.joins[min(len(c.joins), changeJoins):]
+	for _, m := range joins {
 		next.members = append(next.members, MemberStatus{Member: m})
 	}
 	before := next.owners(next.partitions)
@@ -222,8 +226,13 @@ func (c *Coordinator) Change(s *State, e *Entry) {
 	if next.options.Mode == Exclusive {
 		Assign(after, len(next.members))
 	}
-	e.anchor(c.name, &next.options, next.generation, c.leaves, c.joins, before, after)
-	c.joins, c.leaves, c.known = nil, nil, 0
+	e.anchor(c.name, &next.options, next.generation, c.leaves, joins, before, after)
+	c.joins, c.leaves, c.known = rest, nil, 0
+}
+
+// Joining tells whether a member waits for a change.
+func (c *Coordinator) Joining(id string) bool {
+	return slices.ContainsFunc(c.joins, func(m Member) bool { return m.ID == id })
 }
 
 // Assignment is what a member has, if the log knows it.

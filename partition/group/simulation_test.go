@@ -75,6 +75,7 @@ type simDelivery struct {
 	deadline int64
 	answered bool
 	void     bool
+	returned bool
 }
 
 type simMember struct {
@@ -233,7 +234,7 @@ func (w *world) delivered(m *simMember, off int64, v Delivery) {
 		w.find("offset %d was delivered to %s after its ack was answered", off, m.id)
 	}
 	for _, y := range r.deliveries {
-		if y.token >= x.token {
+		if y.token > x.token || y.token == x.token && !y.returned {
 			w.find("offset %d was delivered with token %d after token %d", off, x.token, y.token)
 		}
 		if w.live(y) {
@@ -321,7 +322,9 @@ func (w *world) answer(m *simMember) {
 					it.DelayMS = w.rng.Int64N(60)
 				}
 			case 1:
-				it.Kind = Progress
+				if it.Kind = Progress; w.rng.IntN(3) == 0 {
+					it.Kind = Return
+				}
 			case 2:
 				if w.rng.IntN(4) == 0 {
 					it.Kind, it.Reason = Term, "bad"
@@ -408,7 +411,7 @@ func (w *world) taken(m *simMember, it AckItem, ok bool) {
 func (w *world) accepted(m *simMember, it AckItem, x *simDelivery, again bool) {
 	r := x.rec
 	for _, y := range r.deliveries {
-		if y.token > x.token && it.Kind != Progress {
+		if y.token > x.token && it.Kind != Progress && it.Kind != Return {
 			w.find("%s of offset %d by %s under token %d was taken, it was handed out again under %d", kinds[it.Kind], r.off, m.id, x.token, y.token)
 		}
 	}
@@ -416,6 +419,8 @@ func (w *world) accepted(m *simMember, it AckItem, x *simDelivery, again bool) {
 		w.find("offset %d was acked by %s under token %d, and again by %s under token %d", r.off, r.ackedBy.m.id, r.ackedBy.token, m.id, x.token)
 	}
 	switch it.Kind {
+	case Return:
+		x.returned = true
 	case Progress:
 		x.deadline = w.now + w.o.AckWaitMS
 	case Nak:
@@ -459,7 +464,7 @@ func (w *world) markVoid(r *simRecord) {
 	}
 }
 
-var kinds = map[AckKind]string{Ack: "ack", Nak: "nak", Progress: "progress", Term: "term"}
+var kinds = map[AckKind]string{Ack: "ack", Nak: "nak", Progress: "progress", Term: "term", Return: "return"}
 
 // tell answers an ack.
 func (w *world) tell(a *simAnswer) {
