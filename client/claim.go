@@ -63,8 +63,9 @@ func (c *claim) run() {
 	}
 }
 
-// leaseWait is how long one request waits for a lease that another member holds.
-const leaseWait = 5 * time.Second
+// leaseWait is how long one request waits for a lease that another member holds. It is short, because its answer is waited
+// for also when the lease is no longer wanted: it may be a lease, to be given back.
+const leaseWait = time.Second
 
 // acquire gets the partition: in an exclusive group its lease. false: the claim is over.
 func (c *claim) acquire() (*tenure, bool) {
@@ -79,13 +80,19 @@ func (c *claim) acquire() (*tenure, bool) {
 		req := wire.GroupLeaseRequest{Group: s.group, Member: s.id, Generation: generation, Options: s.options(),
 			WaitMS: min(leaseWait, s.session()/3).Milliseconds()}
 		sent := time.Now()
-		leased, err := groupAsk(c.ctx, s, wire.GroupLease, c.partition, req, time.Duration(req.WaitMS)*time.Millisecond,
+		leased, err := groupAskOut(c.ctx, s, wire.GroupLease, c.partition, req, time.Duration(req.WaitMS)*time.Millisecond, func(exchange) {},
 			func(out *wire.GroupLeased) *Error { return out.Error })
 		if err == nil {
 			l.Token, l.Next = leased.Token, leased.Next
 			t := newTenure(c, l, generation)
 			if t.renewed(sent); leased.Wanted {
 				t.end() // a newer generation than ours waits for it
+			}
+			if c.ctx.Err() != nil {
+				t.finishLease(l.Next, nil)
+				t.end()
+				t.stop()
+				return nil, false
 			}
 			return t, true
 		}

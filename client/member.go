@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/parleymq/parley/client/wire"
@@ -197,12 +200,17 @@ func (s *Subscription) goodbye(ctx context.Context) {
 
 // groupAsk asks a partition's leader, once. wait is how long the request may be held there.
 func groupAsk[T any](ctx context.Context, s *Subscription, prefix string, partition int32, req any, wait time.Duration, failure func(*T) *Error) (out T, err error) {
+	return groupAskOut(ctx, s, prefix, partition, req, wait, nil, failure)
+}
+
+// groupAskOut is groupAsk that waits a while for the answer also when ctx has ended: see inquire.
+func groupAskOut[T any](ctx context.Context, s *Subscription, prefix string, partition int32, req any, wait time.Duration, recall func(exchange), failure func(*T) *Error) (out T, err error) {
 	data, err := json.Marshal(req)
 	if err != nil {
 		return out, fmt.Errorf("encode request: %w", err)
 	}
 	subject := wire.PartitionSubject(prefix, s.topic, partition)
-	r, err := s.inquire(ctx, s.c.publishes, subject, partition, data, wait, nil)
+	r, err := s.inquire(ctx, s.c.publishes, subject, partition, data, wait, recall)
 	if err != nil {
 		return out, err
 	}
@@ -265,8 +273,8 @@ func (s *Subscription) inquire(ctx context.Context, routes *routes, subject stri
 	}
 }
 
-// recallPatience is how long the answer to a pull that was called off may take.
-const recallPatience = time.Second
+// recallPatience is how long the answer to a request that is no longer wanted may take.
+const recallPatience = leaseWait + 500*time.Millisecond
 
 // fetch asks for batches, as a Reader does.
 func (s *Subscription) fetch(ctx context.Context, partition int32, req wire.FetchRequest) (reply, error) {
@@ -332,3 +340,28 @@ func (s *Subscription) pull(ctx context.Context, c *claim, records, bytes int, w
 type ignore struct{}
 
 func (ignore) answered(uint64, reply) {}
+
+// sdkVersion is what members say they run.
+var sdkVersion = sync.OnceValue(func() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "parley-go"
+	}
+	version := info.Main.Version
+	if info.Main.Path != "github.com/parleymq/parley" {
+		for _, d := range info.Deps {
+			if d.Path == "github.com/parleymq/parley" {
+				version = d.Version
+			}
+		}
+	}
+	return "parley-go " + version
+})
+
+var hostName = sync.OnceValue(func() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "" // it is for people to read
+	}
+	return name[:min(len(name), wire.MaxMemberText)]
+})

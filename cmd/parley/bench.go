@@ -28,6 +28,9 @@ type benchFlags struct {
 	outstanding int
 	batch       string
 	progress    bool
+	group       string
+	shared      bool
+	keyOrdered  bool
 
 	bytes int // of size
 }
@@ -93,8 +96,10 @@ is created when --partitions says with how many.`,
 			cmd.Flags().BoolVar(&f.plain, "plain", false, "publish as a plain NATS client does: one message a record, a reply each")
 			cmd.Flags().IntVar(&f.outstanding, "outstanding", 500, "with --plain: publishes of a client that wait for their ack")
 		})
-	sub("sub", "How fast records are read from the earliest on", "  parley bench sub load --records 1000000", a.benchSub, nil)
-	sub("e2e", "From publish to read: the latency of both together", "  parley bench e2e load --rate 1000 --size 128B", a.benchE2E, nil)
+	sub("sub", "How fast records are read from the earliest on", "  parley bench sub load --records 1000000\n  parley bench sub load --group g1 --shared --records 1000000",
+		a.benchSub, benchGroupFlags)
+	sub("e2e", "From publish to read: the latency of both together", "  parley bench e2e load --rate 1000 --size 128B\n  parley bench e2e load --group g2 --rate 1000",
+		a.benchE2E, benchGroupFlags)
 	sub("latency", "How long a lone publish takes, one after the other", "  parley bench latency load --records 10000", a.benchLatency, nil)
 	return parent
 }
@@ -115,6 +120,10 @@ func (f *benchFlags) check() error {
 		return usagef("--clients %d: want 1 to %d", f.clients, benchClients)
 	case f.partitions < 0 || f.partitions > wire.MaxPartitions:
 		return usagef("--partitions %d: want 1 to %d", f.partitions, wire.MaxPartitions)
+	case f.group == "" && (f.shared || f.keyOrdered):
+		return usagef("--shared and --key-ordered are about a group: give --group")
+	case f.keyOrdered && !f.shared:
+		return usagef("--key-ordered is a kind of --shared: give both")
 	case f.rate < 0:
 		return usagef("--rate %v: want 0 or more", f.rate)
 	case f.plain && (f.outstanding < 1 || f.outstanding > benchBuffer):

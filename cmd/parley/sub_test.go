@@ -80,7 +80,7 @@ func BenchmarkAppendRecord(b *testing.B) {
 func TestFrom(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{"earliest", "latest", "0", "4711", "2026-01-31T12:00:00Z", "2026-01-31T12:00:00+01:00", "-1h", "-7d", "-90s"} {
-		if _, err := start(good, time.Now()); err != nil {
+		if _, err := start("from", good, time.Now()); err != nil {
 			t.Errorf("--from %s: %v", good, err)
 		}
 	}
