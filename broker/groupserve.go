@@ -33,7 +33,7 @@ func (c *groupCall) join() error {
 	}
 	a, err := c.part.JoinGroup(c.ctx, group.Join{
 		Group: q.Group, Member: group.Member{ID: q.Member, Name: q.Name, Host: q.Host, Version: q.Version},
-		Partitions: int32(len(c.topic.parts)), Options: o,
+		Generation: q.Generation, Partitions: int32(len(c.topic.parts)), Options: o,
 	})
 	if err != nil {
 		return err

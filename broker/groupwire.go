@@ -101,6 +101,7 @@ func (b *Broker) groupOptions(topic, name string, o *wire.GroupOptions) (group.O
 	return group.Options{
 		Mode: mode, From: from, SessionMS: o.SessionMS, AckWaitMS: o.AckWaitMS, MaxDeliveries: o.MaxDeliveries,
 		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember, DeadLetter: named,
+		Partitions: min(max(o.Partitions, 0), wire.MaxPartitions),
 	}, nil
 }
 
@@ -115,7 +116,7 @@ func deadLetterTopic(topic, name, named string) string {
 func wireOptions(topic, name string, o *group.Options) wire.GroupOptions {
 	w := wire.GroupOptions{
 		Mode: o.Mode.String(), From: positionText(o.From), SessionMS: o.SessionMS, AckWaitMS: o.AckWaitMS, MaxDeliveries: o.MaxDeliveries,
-		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember,
+		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember, Partitions: o.Partitions,
 	}
 	if o.Mode != group.Exclusive {
 		w.DeadLetter = deadLetterTopic(topic, name, o.DeadLetter)

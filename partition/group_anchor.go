@@ -49,8 +49,10 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 		if err := gl.flushed(ctx, f); err != nil {
 			return none, err
 		}
-		if f = nil; g.c != nil && g.c.Joining(j.Member.ID) { // not all found room in one entry
-			f = gl.mark(g)
+		if f = nil; !gl.placed(&j) { // not all found room in one entry
+			if f = g.sent; g.c != nil && g.c.Joining(j.Member.ID) {
+				f = gl.mark(g)
+			}
 		}
 	}
 	gl.table.mu.RLock()
@@ -62,6 +64,14 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 			p.name, j.Member.ID, j.Group, group.MaxMembers, group.MaxGroups, groups)
 	}
 	return a, nil
+}
+
+// placed tells whether the log knows the member.
+func (gl *groupLead) placed(j *group.Join) bool {
+	gl.table.mu.RLock()
+	defer gl.table.mu.RUnlock()
+	_, ok := gl.table.s.Assignment(j.Group, j.Member.ID)
+	return ok
 }
 
 // noteJoin hands a join to the coordinator, and returns what to wait for. mu is held.

@@ -91,6 +91,10 @@ type GroupOptions struct {
 	MaxInFlight       int32   `json:"max_in_flight,omitempty"`  // delivered and not acked, of the group, a partition
 	MaxInFlightMember int32   `json:"max_in_flight_member,omitempty"`
 	DeadLetter        string  `json:"dead_letter,omitempty"` // topic; default dlq-<topic>-<group>; made when first needed
+
+	// Partitions is how many the topic had when the group was made: the anchor's to say, members hand it on.
+	// In a partition that came later the group begins at the earliest record, whatever From says.
+	Partitions int32 `json:"partitions,omitempty"`
 }
 
 // GroupMember describes a member to people.
@@ -225,7 +229,7 @@ type GroupAckItem struct {
 	Last    int64  `json:"l"`
 	Token   uint64 `json:"t"`
 	DelayMS int64  `json:"d,omitempty"` // nak; -1 or left out: the back-off
-	Reason  string `json:"r,omitempty"`
+	Reason  string `json:"r,omitempty"` // term; nak: told by the dead letter, should it be the last
 }
 
 type GroupAckRequest struct {

@@ -158,7 +158,11 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 			if delay < 0 {
 				delay = d.o.delay(v.deliveries)
 			}
-			d.comeBack(first, last, v, now+delay, "", "refused by its consumer")
+			why := it.Reason
+			if why == "" {
+				why = "refused by its consumer"
+			}
+			d.comeBack(first, last, v, now+delay, "", why)
 		case Term:
 			reason := it.Reason
 			if reason == "" {

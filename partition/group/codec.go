@@ -113,7 +113,7 @@ func appendOptions(b []byte, o *Options) []byte {
 
 func (d *decoder) options() (o Options) {
 	o.Mode, o.From.Kind, o.From.Value = Mode(d.byte()), PositionKind(d.byte()), d.int()
-	o.SessionMS, o.AckWaitMS, o.MaxDeliveries = d.int(), d.int(), int32(d.limited("deliveries", 1<<20))
+	o.SessionMS, o.AckWaitMS, o.MaxDeliveries = d.int(), d.int(), int32(d.limited("deliveries", 1<<31-1))
 	if n := d.limited("back-off steps", MaxBackoffSteps); n > 0 {
 		o.BackoffMS = make([]int64, n)
 		for i := range o.BackoffMS {

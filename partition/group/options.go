@@ -41,8 +41,8 @@ func (o *Options) Check() error {
 		return fmt.Errorf("session of %d ms: %d to %d are allowed", o.SessionMS, MinSessionMS, MaxSessionMS)
 	case o.AckWaitMS < 0 || o.AckWaitMS > MaxDelayMS:
 		return fmt.Errorf("ack wait of %d ms: 1 to %d are allowed, 0 for the default of %d", o.AckWaitMS, MaxDelayMS, DefaultAckWaitMS)
-	case o.MaxDeliveries < 0 || o.MaxDeliveries > 1<<20:
-		return fmt.Errorf("at most %d deliveries: 1 to %d are allowed, 0 for no limit", o.MaxDeliveries, 1<<20)
+	case o.MaxDeliveries < 0:
+		return fmt.Errorf("at most %d deliveries: 1 or more are allowed, 0 for no limit", o.MaxDeliveries)
 	case len(o.BackoffMS) > MaxBackoffSteps:
 		return fmt.Errorf("back-off of %d steps: at most %d are allowed", len(o.BackoffMS), MaxBackoffSteps)
 	case o.MaxInFlight < 0 || o.MaxInFlight > MaxInFlightLimit:
