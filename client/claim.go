@@ -193,7 +193,7 @@ func (t *tenure) giveUp() {
 	for _, p := range parcels {
 		for i := range p.messages {
 			if m := &p.messages[i]; atomic.LoadUint32(&m.state) == stateBegun {
-				_ = t.nak(m, 0) // or it was settled just now
+				_ = t.nak(m, 0, "its consumer was closed") // or it was settled just now
 			}
 		}
 	}

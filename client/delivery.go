@@ -128,7 +128,7 @@ func (m *Message) Nak(delay time.Duration) error {
 	if m.in == nil {
 		return errNoDelivery
 	}
-	return m.in.t.nak(m, delay)
+	return m.in.t.nak(m, delay, "")
 }
 
 // Term says that the message will never be handled: it goes to the dead-letter topic, with the reason. In an exclusive

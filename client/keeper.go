@@ -334,7 +334,7 @@ func (t *tenure) item(items []wire.GroupAckItem, begin int, m *Message, state ui
 	case stateReturned:
 		it.Kind = wire.AckReturn
 	case stateNak:
-		it.Kind, it.DelayMS = wire.AckNak, t.details[m].wireDelay()
+		it.Kind, it.DelayMS, it.Reason = wire.AckNak, t.details[m].wireDelay(), t.details[m].reason
 	case stateTerm:
 		it.Kind, it.Reason = wire.AckTerm, t.details[m].reason
 	}

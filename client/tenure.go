@@ -60,14 +60,18 @@ type detail struct {
 	reason string
 }
 
+// maxWhy bounds the reason that goes with a nak, should the record become a dead letter.
+const maxWhy = 256
+
 // holdup: a record of a key was nak'd. What the member holds of the key, or gets by a pull that was under way
-// before the leader knew of the nak, comes too early: it goes back, and until the leader knows of that too, more may
-// come too early.
+// before the leader knew of the nak, comes too early: it goes back, once. What comes again was handed out
+// after the leader knew.
 type holdup struct {
-	first int64     // lowest offset that was nak'd or went back; when that comes again, all is well
-	open  int       // naks and returns of the key that the leader may not know of
-	until uint64    // once open is 0: what comes with pulls up to this one is too early
-	limit time.Time // then it is forgotten: an answer got lost, and another has the key
+	first int64              // lowest offset that was nak'd
+	back  map[int64]struct{} // offsets that went back, or were nak'd
+	open  int                // of them, those that the leader may not know of
+	until uint64             // once open is 0: what comes with pulls up to this one may be too early
+	limit time.Time          // then it is forgotten: an answer got lost, and another has the key
 }
 
 func newTenure(c *claim, l Lease, generation uint64) *tenure {
@@ -180,12 +184,12 @@ func (t *tenure) detail(m *Message) detail {
 	return d
 }
 
-func (t *tenure) nak(m *Message, delay time.Duration) error {
+func (t *tenure) nak(m *Message, delay time.Duration, why string) error {
 	if t.lost.Load() {
 		return ErrLost
 	}
 	t.mu.Lock()
-	t.details[m] = detail{delay: delay}
+	t.details[m] = detail{delay: delay, reason: why[:min(len(why), maxWhy)]}
 	t.mu.Unlock()
 	if t.s.shared() {
 		if err := m.settle(stateNak); err != nil {
@@ -261,13 +265,22 @@ func (t *tenure) holdUp(m *Message) {
 	}
 	h := t.withheld[string(m.Key)]
 	if h == nil {
-		h = &holdup{first: m.Offset}
+		h = &holdup{first: m.Offset, back: make(map[int64]struct{})}
 		t.withheld[string(m.Key)] = h
 	}
 	h.first, h.limit = min(h.first, m.Offset), time.Now().Add(2*t.s.ackWait())
+	h.back[m.Offset] = struct{}{}
 	if _, twice := t.told[m.Offset]; !twice {
 		t.told[m.Offset] = string(m.Key)
 		h.open++
+	}
+}
+
+// release ends a holdup. t.mu is held.
+func (t *tenure) release(key string, h *holdup) {
+	delete(t.withheld, key)
+	for o := range h.back {
+		delete(t.told, o)
 	}
 }
 
@@ -284,10 +297,13 @@ func (t *tenure) early(p *parcel) (early []*Message) {
 			continue
 		}
 		h := t.withheld[string(m.Key)]
+		if h == nil {
+			continue
+		}
+		_, again := h.back[m.Offset]
 		switch {
-		case h == nil:
-		case m.Offset <= h.first, h.open == 0 && p.pull > h.until, p.came.After(h.limit):
-			delete(t.withheld, string(m.Key)) // its turn has come
+		case again, m.Offset <= h.first, h.open == 0 && p.pull > h.until, p.came.After(h.limit):
+			t.release(string(m.Key), h) // its turn has come
 		default:
 			early = append(early, m)
 			t.holdUp(m)
@@ -323,7 +339,7 @@ func (t *tenure) acknowledged(items []wire.GroupAckItem) {
 	now := time.Now()
 	for key, h := range t.withheld {
 		if now.After(h.limit) {
-			delete(t.withheld, key)
+			t.release(key, h)
 		}
 	}
 }

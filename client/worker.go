@@ -286,7 +286,7 @@ func (t *tenure) outcome(ctx context.Context, m *Message, err error) (delay time
 	case ctx.Err() != nil && s.handling.Err() != nil:
 		// The subscription was closed before the handler was through: nobody's fault.
 		if s.shared() {
-			_ = t.nak(m, 0)
+			_ = t.nak(m, 0, "its consumer was closed")
 		} else {
 			_ = m.settle(stateVoid)
 		}
@@ -301,7 +301,7 @@ func (t *tenure) outcome(ctx context.Context, m *Message, err error) (delay time
 	}
 	if s.shared() {
 		s.failure(m, err)
-		_ = t.nak(m, delay)
+		_ = t.nak(m, delay, err.Error())
 		return 0, false
 	}
 	return t.retry(m, delay, err)

@@ -85,7 +85,7 @@ func TestFrom(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "now", "-5", "1.5", "2026-01-31", "--1h", "9223372036854775808"} {
-		if _, err := start(bad, time.Now()); err == nil {
+		if _, err := start("from", bad, time.Now()); err == nil {
 			t.Errorf("--from %q is taken", bad)
 		}
 	}

@@ -18,6 +18,9 @@ func (d *Dispatcher) Ack(dst []Refusal, member string, items []AckItem, now int6
 	return dst
 }
 
+// maxWhy bounds what a nak's reason adds to a dead letter's.
+const maxWhy = 256
+
 // Late tells up to where (exclusive) records must be fed before Ack, for acks under tokens of an earlier
 // leader: which key a record has is known only then. 0 when none is needed.
 func (d *Dispatcher) Late(items []AckItem) (upTo int64) {
@@ -158,7 +161,7 @@ func (d *Dispatcher) take(member string, it *AckItem, now int64) {
 			if delay < 0 {
 				delay = d.o.delay(v.deliveries)
 			}
-			why := it.Reason
+			why := it.Reason[:min(len(it.Reason), maxWhy)]
 			if why == "" {
 				why = "refused by its consumer"
 			}
