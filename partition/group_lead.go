@@ -553,14 +553,14 @@ func mismatch(p *Partition, name, conflict string) *Error {
 	return describe(ErrGroupMismatch, "%s: group %s has %s: join with the same options, or none", p.name, name, conflict)
 }
 
-// position finds the offset where a group begins.
+// position finds the offset where a group begins; partitions is how many the topic had when the group was made, 0 unknown.
 func (p *Partition) position(at group.Position, partitions int32) (int64, *Error) {
 	start, next := p.Bounds()
+	if partitions > 0 && p.c.Number >= partitions {
+		return start, nil // the partition came after the group
+	}
 	switch at.Kind {
 	case group.Latest:
-		if partitions > 0 && p.c.Number >= partitions {
-			return start, nil // the partition came after the group
-		}
 		return next, nil
 	case group.AtOffset:
 		return min(max(at.Value, start), next), nil

@@ -287,7 +287,7 @@ func (d *decoder) group() *groupState {
 	at := g.floor
 	span := func(i int64) (first, last int64) {
 		step, more := d.int(), d.int()
-		if first = at + step; first < at || first+more < first || i > 0 && step == 0 {
+		if first = at + step; first < at || first+more < first || first+more >= 1<<62 || i > 0 && step == 0 {
 			d.fail("run at %d%+d%+d", at, step, more)
 			return 0, 0
 		}

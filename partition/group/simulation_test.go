@@ -637,7 +637,7 @@ func (d *Dispatcher) dump() (s []string) {
 func TestSimulation(t *testing.T) {
 	seeds := *simSeeds
 	if seeds == 0 {
-		seeds = 150
+		seeds = 60
 	}
 	for _, mode := range []Mode{Shared, KeyOrdered} {
 		t.Run(mode.String(), func(t *testing.T) {
