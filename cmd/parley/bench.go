@@ -28,6 +28,7 @@ type benchFlags struct {
 	outstanding int
 	batch       string
 	progress    bool
+	keys        int
 	group       string
 	shared      bool
 	keyOrdered  bool
@@ -43,6 +44,7 @@ const (
 	benchBuffer   = 1 << 16          // records of one client that wait for their ack
 	benchQueue    = 4 << 20          // bytes of one client that wait for their ack, a partition
 	benchClients  = 1024
+	benchKeys     = 1 << 20
 	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
 	warmTime      = time.Second
@@ -93,6 +95,7 @@ is created when --partitions says with how many.`,
 		a.benchPub, func(cmd *cobra.Command, f *benchFlags) {
 			cmd.Flags().StringVar(&f.compression, "compression", "none", "`none|zstd|lz4|snappy`")
 			cmd.Flags().StringVar(&f.batch, "batch", "512KiB", "`size` at which a batch is full")
+			cmd.Flags().IntVar(&f.keys, "keys", 0, "give the records so `many` keys in turn, which then say the partition (default: no keys)")
 			cmd.Flags().BoolVar(&f.plain, "plain", false, "publish as a plain NATS client does: one message a record, a reply each")
 			cmd.Flags().IntVar(&f.outstanding, "outstanding", 500, "with --plain: publishes of a client that wait for their ack")
 		})
@@ -124,6 +127,10 @@ func (f *benchFlags) check() error {
 		return usagef("--shared and --key-ordered are about a group: give --group")
 	case f.keyOrdered && !f.shared:
 		return usagef("--key-ordered is a kind of --shared: give both")
+	case f.keys < 0 || f.keys > benchKeys:
+		return usagef("--keys %d: want 0 to %d", f.keys, benchKeys)
+	case f.keys > 0 && f.plain:
+		return usagef("--keys and --plain exclude each other: the subject is a plain publish's key")
 	case f.rate < 0:
 		return usagef("--rate %v: want 0 or more", f.rate)
 	case f.plain && (f.outstanding < 1 || f.outstanding > benchBuffer):
