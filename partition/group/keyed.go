@@ -346,7 +346,7 @@ func (k *keyed) free(off int64, member string) bool {
 		return true
 	}
 	owner := k.keys[k.recs[i].key].owner
-	return owner == none || k.d.has(member, owner)
+	return owner == none || member != "" && k.d.has(member, owner)
 }
 
 // acked notes records that are settling as done.
