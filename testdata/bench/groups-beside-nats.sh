@@ -92,6 +92,9 @@ for round in $(seq "$rounds"); do
   echo "round $round"
   natsd always
   natsbench js pub async s --create --stream b --replicas 3 --storage file --clients 1 --msgs "$records" --size 128B --batch 500 >/dev/null
+  for consumer in c1 c2; do
+    nats --server "$urls" consumer add b "$consumer" --pull --ack explicit --deliver all --replicas 3 --max-pending 10000 --defaults >/dev/null
+  done
   row "NATS, fsync: consume, explicit acks, 128 B" "$(natsbench js consume --stream b --consumer c1 --msgs "$records" --acks explicit --batch 500) /s"
   row "NATS, fsync: fetch, explicit acks, 128 B" "$(natsbench js fetch --stream b --consumer c2 --msgs "$records" --acks explicit --batch 500) /s"
   stop
