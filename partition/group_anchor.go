@@ -156,10 +156,10 @@ func (p *Partition) syncGroup(ctx context.Context, y group.Sync) (none group.Ass
 		if gl.over != nil {
 			return none, p.notLeader()
 		}
-		g := gl.get(y.Group)
+		g := gl.led[y.Group]
 		var a group.Assignment
 		known, changed := false, false
-		if g.c != nil {
+		if g != nil && g.c != nil {
 			gl.table.mu.RLock()
 			_, known = g.c.Sync(gl.table.s, &y, p.now())
 			changed = g.c.Changed(gl.table.s)
@@ -215,8 +215,8 @@ func (p *Partition) leaveGroup(ctx context.Context, l group.Leave) (none group.A
 	}
 	gl.mu.Lock()
 	defer gl.mu.Unlock()
-	g := gl.get(l.Group)
-	if g.c == nil {
+	g := gl.led[l.Group]
+	if g == nil || g.c == nil {
 		return none, p.sureLocked(ctx, gl)
 	}
 	gl.table.mu.RLock()

@@ -260,6 +260,18 @@ func TestWorkQueueRetention(t *testing.T) {
 	if st := r.state("x"); st.Committed != 90 || st.Lag != 10 {
 		t.Fatalf("%+v", st)
 	}
+	r.fill(50)
+	p = r.pull("s", "a", 10, 0, o)
+	retain(140)
+	if q := r.pull("s", "a", 100, 0, o); count(q) != 10 || q.Deliveries[0].First != 140 {
+		t.Fatalf("%+v", q)
+	}
+	if st := r.state("s"); st.Pending != 10 || st.Committed != 140 {
+		t.Fatalf("%+v", st)
+	}
+	if refused := r.ack("s", "a", all(group.Ack, p)...); len(refused) != 1 || refused[0].Reason != group.AlreadyDone {
+		t.Fatalf("%+v", refused)
+	}
 }
 
 // Groups come back from a checkpoint, with their tokens.
@@ -617,4 +629,41 @@ func drain(b testing.TB, p *Partition, mode group.Mode, members int, total int64
 		})
 	}
 	wg.Wait()
+}
+
+// An ack that comes while a reset or a deletion is being committed is not taken for one of what comes after.
+func TestAckDuringResetIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, set := range []group.Set{{Group: "g"}, {Group: "g", Delete: true}} {
+		r := newRig(t, 1)
+		r.open()
+		r.fill(10)
+		p := r.pull("g", "a", 10, 0, group.Options{Mode: group.Shared})
+		r.host.gate.Lock()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := r.p.SetGroup(context.Background(), set); err != nil {
+				t.Error(err)
+			}
+		})
+		gl := r.p.groups.Load()
+		r.until("in flight", func() bool {
+			gl.mu.Lock()
+			defer gl.mu.Unlock()
+			return gl.sent != nil
+		})
+		wg.Go(func() {
+			refused, err := r.p.AckGroup(context.Background(), "g", "a", all(group.Ack, p))
+			if err != nil || len(refused) != 1 || refused[0].Reason != group.StaleToken {
+				t.Errorf("delete %v: %+v %v", set.Delete, refused, err)
+			}
+		})
+		r.until("gathered", func() bool {
+			gl.mu.Lock()
+			defer gl.mu.Unlock()
+			return gl.led["g"].gathering != nil
+		})
+		r.host.gate.Unlock()
+		wg.Wait()
+	}
 }

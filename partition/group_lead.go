@@ -236,6 +236,9 @@ func (gl *groupLead) propose() {
 // write takes what a group has gathered into e.
 func (gl *groupLead) write(e *groupEntry, g *ledGroup, now, logNow int64) {
 	f, d, before := g.gathering, g.d, len(e.ops)
+	if f == nil {
+		f = &flush{done: make(chan struct{})} // forsaken: nobody waits
+	}
 	g.gathering, g.sent = nil, f
 	if d != nil && d.Changed() {
 		had := e.Len()
@@ -278,6 +281,15 @@ func (gl *groupLead) write(e *groupEntry, g *ledGroup, now, logNow int64) {
 		g.sent, f.err = nil, err
 		close(f.done)
 		done(code, value, err)
+	}
+}
+
+// forsake tells those who wait for what the group's dispatcher has gathered that nothing comes of it: another one takes
+// its place, or none. mu is held.
+func (gl *groupLead) forsake(g *ledGroup) {
+	if f := g.gathering; f != nil {
+		g.gathering, f.void = nil, true
+		close(f.done)
 	}
 }
 

@@ -173,6 +173,7 @@ func (gl *groupLead) shared(ctx context.Context, name string, want *group.Option
 
 // begin makes the group's dispatcher from what the log says. mu is held.
 func (gl *groupLead) begin(g *ledGroup) {
+	gl.forsake(g)
 	p := gl.p
 	b := p.m.look()
 	gl.table.mu.RLock()

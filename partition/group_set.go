@@ -72,6 +72,7 @@ func (gl *groupLead) delete(ctx context.Context, name string) *Error {
 			return
 		}
 		gl.failWaiters(g, describe(ErrGroupNotFound, "%s: group %s was deleted", gl.p.name, name))
+		gl.forsake(g)
 		g.d, g.c, g.lease, g.problem, g.damage = nil, nil, leaseTime{}, "", ""
 		gl.wakeChange(g)
 	})

@@ -28,7 +28,7 @@ func (d *Dispatcher) Late(items []AckItem) (upTo int64) {
 		return 0
 	}
 	for i := range items {
-		if it := &items[i]; it.Token < d.opened && it.Token >= d.before && it.Last < d.next && it.Last >= d.cursor {
+		if it := &items[i]; it.Token < d.opened && it.Token >= d.before && it.Last < d.next && it.Last >= d.cursor && it.Last < d.cursor+MaxParked {
 			upTo = max(upTo, it.Last+1)
 		}
 	}

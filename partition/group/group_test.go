@@ -279,3 +279,110 @@ func TestLimitsAreTold(t *testing.T) {
 		t.Error(c)
 	}
 }
+
+// apply applies one entry and returns its codes.
+func apply(t *testing.T, s *State, index uint64, write func(e *Entry)) (codes []Code) {
+	t.Helper()
+	var e Entry
+	e.Reset(nil)
+	write(&e)
+	results, err := s.Apply(Context{Index: index, LogTime: 1, Start: 0, Next: 100}, e.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(results) / ResultSize {
+		c, _, _ := Result(results, i)
+		codes = append(codes, c)
+	}
+	return codes
+}
+
+// What an entry assumed and what is no longer so changes nothing, whatever its leader thought.
+func TestStateRefusesWhatIsOld(t *testing.T) {
+	t.Parallel()
+	s := NewState()
+	x, g := Options{}.WithDefaults(Exclusive), Options{Mode: Shared}.WithDefaults(Shared)
+	want := func(got []Code, want ...Code) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Fatalf("codes %v, want %v", got, want)
+		}
+	}
+	want(apply(t, s, 1, func(e *Entry) { e.Make("x", &x, 0); e.Make("g", &g, 0); e.Make("x", &x, 50) }), OK, OK, OK)
+	want(apply(t, s, 2, func(e *Entry) { e.Grant("x", 1, "a", 1); e.Grant("x", 1, "b", 2) }), OK, Lost)
+	want(apply(t, s, 3, func(e *Entry) {
+		e.Commit("x", 1, 5, false)
+		e.Commit("x", 2, 5, false)
+		e.Commit("x", 2, 4, false)
+		e.Commit("x", 2, 101, true)
+	}), Lost, OK, Below, Below)
+	want(apply(t, s, 4, func(e *Entry) {
+		e.Grant("x", 2, "b", 2)
+		e.Commit("x", 2, 9, false)
+		e.Commit("x", 4, 9, true)
+		e.Commit("x", 4, 10, false)
+	}), OK, Lost, OK, Lost)
+	if l, _ := s.Lease("x"); l.Held || l.Floor != 9 || l.Token != 4 || l.Member != "b" {
+		t.Fatalf("%+v", l)
+	}
+	want(apply(t, s, 5, func(e *Entry) { e.Open("g"); e.Open("x"); e.Open("nobody"); e.Grant("g", 5, "a", 1) }), OK, OtherMode, Absent, OtherMode)
+	d, _ := NewDispatcher(s, "g", 100, 0, 0)
+	d.Take(nil, "m", 50, 0)
+	d.Ack(nil, "m", []AckItem{{Kind: Ack, First: 0, Last: 9, Token: 5}, {Kind: Nak, First: 20, Last: 20, Token: 5, DelayMS: -1}}, 0)
+	// The reset is in the log before the acks are.
+	want(apply(t, s, 6, func(e *Entry) { e.Move("g", 3); d.Change(e, "g", 0, 0) }), OK, Lost, Lost)
+	if st, _ := s.Status("g", 100); st.Committed != 3 || st.Lag != 97 || st.Token != 6 {
+		t.Fatalf("%+v", st)
+	}
+	// Reset while the lease is held: the token is old, the cursor new.
+	want(apply(t, s, 7, func(e *Entry) { e.Grant("x", 4, "a", 3); e.Move("x", 2); e.Commit("x", 7, 50, false) }), OK, OK, Lost)
+	want(apply(t, s, 8, func(e *Entry) { e.Delete("g"); e.Delete("g"); e.Forget("g") }), OK, Absent, Absent)
+}
+
+// What came back goes out alone: a bad record takes no other one of its key down with it.
+func TestWhatCameBackGoesOutAlone(t *testing.T) {
+	t.Parallel()
+	s := NewState()
+	o := Options{Mode: KeyOrdered, MaxDeliveries: 3}.WithDefaults(KeyOrdered)
+	apply(t, s, 1, func(e *Entry) { e.Make("g", &o, 0); e.Open("g") })
+	d, _ := NewDispatcher(s, "g", 4, 0, 0)
+	d.Feed([]uint64{7, 7, 7, 9})
+	commit := func(index uint64) { apply(t, s, index, func(e *Entry) { d.Change(e, "g", 0, 0) }); d.Applied(index, 0) }
+	take := func(want ...Delivery) {
+		t.Helper()
+		if got := d.Take(nil, "a", 10, 0); !slices.Equal(got, want) {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+	}
+	say := func(kind AckKind, first, last int64, token uint64, want string) {
+		t.Helper()
+		refused := d.Ack(nil, "a", []AckItem{{Kind: kind, First: first, Last: last, Token: token}}, 0)
+		if got := len(refused) > 0; got != (want != "") || got && refused[0].Reason != want {
+			t.Fatalf("%+v, want %q", refused, want)
+		}
+	}
+	take(Delivery{0, 3, 1, 1})
+	say(Nak, 0, 0, 1, "")
+	say(Ack, 1, 1, 1, StaleToken)
+	say(Ack, 2, 2, 1, StaleToken)
+	say(Ack, 3, 3, 1, "") // another key
+	commit(2)
+	take(Delivery{0, 0, 2, 2})
+	take()
+	say(Nak, 0, 0, 2, "")
+	commit(3)
+	take(Delivery{0, 0, 3, 3})
+	say(Nak, 0, 0, 3, "") // the third time: dead
+	take()
+	commit(4)
+	if dead := d.Dead(nil, 9); len(dead) != 1 || dead[0].Deliveries != 3 {
+		t.Fatalf("%+v", dead)
+	}
+	take(Delivery{1, 2, 1, 4}) // not counted against them
+	say(Ack, 1, 2, 4, "")
+	d.Buried(0, 0)
+	commit(5)
+	if st, _ := s.Status("g", 4); st.Committed != 4 {
+		t.Fatalf("%+v", st)
+	}
+}

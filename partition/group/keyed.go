@@ -6,7 +6,9 @@ const MaxParked = 1 << 17
 // keyed decides which records a KeyOrdered group may hand to whom. A key belongs to the member that has
 // records of it (out, void, or answered and not committed); others get its records only when none is left.
 //
-// Of a key's waiting records only the oldest is on offer: to its owner, or to all. A delivery after the
+// Of a key's waiting records only the oldest is on offer: to its owner, or to all. One take hands out several of
+// a key, in order. The next take has more of it only when those are answered: an answer to a pull may be lost on its
+// way, and then its member would have later records of the key and not the earlier ones. A delivery after the
 // first goes out alone: what came back is done, or dead, before the next one of its key is handed out.
 //
 // When a record comes back, later ones of its key that the same member has are void: acks of them are
@@ -23,6 +25,10 @@ type keyed struct {
 	keys    []key
 	freeKey int32
 	byHash  map[uint64]int32
+
+	takes  uint64 // the number of the take that is going on, or was the last
+	taking bool
+	offs   []int64 // scratch
 }
 
 // rec is a record that has a key and is not handled.
@@ -43,7 +49,8 @@ type key struct {
 	failing          int32 // of busy, those that came back
 	owner            int32
 	alone            bool  // a delivery after the first is out
-	offer            int64 // the record on offer, none
+	take             uint64 // that handed out the newest of them
+	offer            int64  // the record on offer, none
 	to               int32 // member, none: to all
 }
 
@@ -223,6 +230,9 @@ func (k *keyed) refresh(i int32) {
 	if v.state != ready || key.failing > 0 || key.alone || v.deliveries > 1 && key.out > 0 {
 		return
 	}
+	if key.out > 0 && !(k.taking && key.take == k.takes) {
+		return
+	}
 	if key.voids > 0 && k.voidBelow(key, off) {
 		return
 	}
@@ -284,6 +294,9 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 		}
 		share = (int64(len(k.byHash)) + int64(active) - 1) / int64(active)
 	}
+	k.takes++
+	k.taking = true
+	defer k.endTake(m)
 	for room > 0 {
 		me = &d.members.list[m]
 		a, okA := k.open.next(0)
@@ -311,8 +324,27 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 	return dst
 }
 
+// endTake takes off offer what only this take could have had.
+func (k *keyed) endTake(m int32) {
+	k.taking = false
+	k.offs = k.offs[:0]
+	k.d.members.list[m].offers.all(func(r runOf[struct{}]) bool {
+		for off := r.first; off <= r.last; off++ {
+			k.offs = append(k.offs, off)
+		}
+		return true
+	})
+	for _, off := range k.offs {
+		i := k.recs[k.at[off]].key
+		if k.keys[i].out > 0 {
+			k.refresh(i)
+		}
+	}
+}
+
 func (k *keyed) takenRec(i, m int32, deliveries int32) {
 	key := &k.keys[k.recs[i].key]
+	key.take = k.takes
 	k.unlink(i)
 	k.hold(i)
 	key.out++
