@@ -169,6 +169,9 @@ func (a *app) consume(ctx context.Context, c *client.Client, m *client.Messages,
 		limit := groupBatch
 		if f.count > 0 {
 			if limit = int(min(int64(limit), f.count-out.records.Load())); limit == 0 {
+				if f.group.ack == ackNone {
+					return nil
+				}
 				return m.Commit(ctx)
 			}
 		}
