@@ -667,3 +667,23 @@ func TestAckDuringResetIsRefused(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// What a snapshot brings is what the leader's side looks at.
+func TestRestoredGroupsAreShown(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, _ := openMachine(t, memoryEngine(t, dir), dir)
+	s, err := decodeState(m.state.encode(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.groups.apply(1, s, randomGroupEntry(rand.New(rand.NewPCG(1, 1)), nil, 9)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.install(s); err != nil {
+		t.Fatal(err)
+	}
+	if m.groups.Load() != s.groups {
+		t.Fatal("the groups from before are shown")
+	}
+}

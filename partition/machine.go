@@ -113,7 +113,6 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 		return 0, fmt.Errorf("open partition %s: %w", m.id, errors.Join(err, store.Close()))
 	}
 	m.window.Store(st.ids)
-	m.groups.Store(st.groups)
 	m.show(nil)
 	m.checkpoints.Register(m.id, m)
 	return st.index, nil
@@ -285,6 +284,9 @@ func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (resul
 // show makes applied state visible to readers and wakes those that wait.
 func (m *machine) show(chunks []storage.Chunk) {
 	s := m.state
+	if m.groups.Load() != s.groups { // opened or restored
+		m.groups.Store(s.groups)
+	}
 	m.visible.Lock()
 	for _, c := range chunks {
 		m.tail.push(c)

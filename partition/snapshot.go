@@ -268,7 +268,6 @@ func (m *machine) install(s *state) error {
 		return err
 	}
 	m.window.Store(s.ids)
-	m.groups.Store(s.groups)
 	m.show(nil)
 	m.restoring = false
 	m.damage.Store(nil) // what was missing has come

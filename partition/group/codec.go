@@ -1,6 +1,7 @@
 package group
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -277,6 +278,9 @@ func DecodeState(b []byte) (*State, error) {
 	}
 	if d.err != nil {
 		return nil, fmt.Errorf("decode groups: %w", d.err)
+	}
+	if !bytes.Equal(s.Encode(make([]byte, 0, len(b))), b) {
+		return nil, fmt.Errorf("decode groups: %w: it is not as it would be written", ErrMalformed)
 	}
 	return s, nil
 }

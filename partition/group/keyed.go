@@ -48,10 +48,10 @@ type key struct {
 	out, voids, busy int32 // of those; busy: settling
 	failing          int32 // of busy, those that came back
 	owner            int32
-	alone            bool  // a delivery after the first is out
+	alone            bool   // a delivery after the first is out
 	take             uint64 // that handed out the newest of them
 	offer            int64  // the record on offer, none
-	to               int32 // member, none: to all
+	to               int32  // member, none: to all
 }
 
 func newKeyed(d *Dispatcher) *keyed {
