@@ -24,6 +24,7 @@ type chaosFlags struct {
 	partitions int32
 	producers  int
 	faults     []string
+	groups     bool
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -47,14 +48,16 @@ func (f *chaosFlags) check(cmd *cobra.Command) error {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4}
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, groups: true}
 	cmd := &cobra.Command{
 		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
 		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
 plain NATS clients and readers run, one fault follows the other: ` + strings.Join(faultNames(), ", ") + `.
 After the last one everything is read back and the replicas' logs are compared on disk:
 nothing lost, duplicated, reordered or never sent, no offset with two values, replicas
-the same byte for byte. Exit 1 if anything is wrong.`,
+the same byte for byte. Three consumer groups work meanwhile, exclusive, shared and
+key-ordered: every record is handled, none that was acked comes again, no two members
+have the same right, and nothing is taken under an old token. Exit 1 if anything is wrong.`,
 		Example: "  go run ./cmd/parley proof chaos --duration 2m --seed 7\n  go run ./cmd/parley proof chaos --duration 30s --faults kill,cut --keep",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(cmd); err != nil {
@@ -83,6 +86,7 @@ the same byte for byte. Exit 1 if anything is wrong.`,
 	flags.DurationVar(&f.duration, "duration", f.duration, "faults for so `long`")
 	f.register(cmd)
 	flags.StringSliceVar(&f.faults, "faults", nil, "only these `kinds` of faults")
+	flags.BoolVar(&f.groups, "groups", f.groups, "consumer groups beside the producers and readers")
 	return cmd
 }
 
@@ -131,6 +135,7 @@ type chaosProof struct {
 	c       *client.Client
 	audit   *chaosAudit
 	load    *chaosLoad
+	groups  *chaosGroups // nil: none
 	results map[string]*faultResult
 }
 
@@ -150,9 +155,15 @@ type chaosResult struct {
 	Batches   int64                   `json:"batches"`
 	Different int64                   `json:"different_replicas"`
 	ByFault   map[string]*faultResult `json:"by_fault"`
+	Groups    map[string]groupVerdict `json:"groups,omitempty"`
 }
 
 func (r *chaosResult) allClean() bool {
+	for _, v := range r.Groups {
+		if !v.clean() {
+			return false
+		}
+	}
 	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.Failures+r.Different == 0
 }
 
@@ -220,8 +231,18 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 		if running {
 			cancel()
 			p.load.stop()
+			if p.groups != nil {
+				p.groups.stop()
+			}
 		}
 	}()
+	if f.groups {
+		groups := newChaosGroups(p.c, urls, p.audit, min(f.partitions, 4))
+		if err := groups.start(loadCtx, f.seed); err != nil {
+			return err
+		}
+		p.groups = groups
+	}
 	begin := time.Now()
 	if err := p.settle(ctx, begin, true); err != nil {
 		return err
@@ -234,6 +255,13 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	}
 	running = false
 	p.load.stop()
+	var verdicts map[string]groupVerdict
+	if p.groups != nil {
+		if verdicts, err = p.groups.finish(ctx, p.say); err != nil {
+			p.groups.stop()
+			return err
+		}
+	}
 	r, err := p.conclude(ctx)
 	if err != nil {
 		return err
@@ -243,7 +271,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if err := p.onDisk(r); err != nil {
 		return err
 	}
-	r.Seconds = time.Since(begin).Seconds()
+	r.Seconds, r.Groups = time.Since(begin).Seconds(), verdicts
 	if err := p.print(r); err != nil {
 		return err
 	}
@@ -304,6 +332,12 @@ func (p *chaosProof) print(r *chaosResult) error {
 		return err
 	}
 	fmt.Fprintln(p.a.stdout)
+	if len(r.Groups) > 0 {
+		if err := p.a.printTable(groupsTable(r.Groups)); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.a.stdout)
+	}
 	v := newTable()
 	v.row(str("seed"), rightText(fmt.Sprint(r.Seed)))
 	r.verdict.table(v)
