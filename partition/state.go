@@ -121,8 +121,8 @@ func (s *state) trim(to int64) {
 	s.groups.trim(s.start)
 }
 
-// stateVersion 2 has groups at its end; 1 is read as well.
-const stateVersion = 2
+// stateVersion 3 has groups at its end; what an older broker wrote has none and is read as well.
+const stateVersion = 3
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
@@ -137,7 +137,7 @@ func (s *state) encode(b []byte) []byte {
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
 	v := d.u8()
-	if d.err == nil && (v < 1 || v > stateVersion) {
+	if d.err == nil && v != 1 && v != stateVersion {
 		return nil, fmt.Errorf("decode partition state: version %d, this broker knows %d", v, stateVersion)
 	}
 	s := newState()
@@ -145,7 +145,7 @@ func decodeState(b []byte) (*state, error) {
 	s.logTime, s.start, s.next = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.producers = decodeProducers(d)
-	if v >= 2 {
+	if v >= 3 {
 		s.groups = decodeGroups(d)
 	}
 	switch {
