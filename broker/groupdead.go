@@ -147,6 +147,7 @@ func hasHeader(all []record.Header, name string) bool {
 func isLetterHeader(name []byte) bool {
 	for _, own := range [...]string{
 		wire.HeaderTopic, wire.HeaderPart, wire.HeaderOffset, wire.HeaderGroup, wire.HeaderDeliveries, wire.HeaderReason,
+		wire.HeaderTime, // members write it too
 	} {
 		if foldEqual(name, own) {
 			return true

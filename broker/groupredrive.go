@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -257,9 +258,15 @@ func (d *redrive) record(ctx context.Context, number int32, r *record.Record) er
 	back := record.Record{Key: r.Key, Value: r.Value, Timestamp: r.Timestamp}
 	id := fmt.Sprintf("redrive/%s/%d/%d", d.letters.name, number, r.Offset)
 	back.Headers = append(back.Headers, record.Header{Key: []byte(wire.HeaderMsgID), Value: []byte(id)})
+	letter := fmt.Appendf(nil, "%s/%s/%d/", d.group, d.topic, from)
 	for _, h := range r.Headers {
-		if !foldEqual(h.Key, wire.HeaderMsgID) && !isLetterHeader(h.Key) {
+		switch {
+		case isLetterHeader(h.Key):
+		case !foldEqual(h.Key, wire.HeaderMsgID):
 			back.Headers = append(back.Headers, h)
+		case !bytes.HasPrefix(h.Value, letter) && !hasHeader(r.Headers, wire.HeaderOriginalID):
+			// A member of an exclusive group left the record's own id where it was.
+			back.Headers = append(back.Headers, record.Header{Key: []byte(wire.HeaderOriginalID), Value: h.Value})
 		}
 	}
 	if err := d.b.publishRecord(ctx, t.name, to, &back); err != nil {

@@ -88,8 +88,8 @@ func (b *Broker) groupOptions(topic, name string, o *wire.GroupOptions) (group.O
 		}
 	}
 	named := o.DeadLetter
-	// Only a shared group has dead letters, and a name that can't be a topic's would
-	// be noticed when the first one is to be written.
+	// Of an exclusive group members write dead letters themselves. For the others a name
+	// that can't be a topic's would be noticed when the first one is to be written.
 	if mode != group.Exclusive && (mode != 0 || o.DeadLetter != "") {
 		if err := config.CheckTopicName(deadLetterTopic(topic, name, o.DeadLetter)); err != nil {
 			return group.Options{}, badRequest("the group's dead-letter topic: %v: name another by dead_letter", err)
