@@ -114,14 +114,11 @@ func deadLetterTopic(topic, name, named string) string {
 }
 
 func wireOptions(topic, name string, o *group.Options) wire.GroupOptions {
-	w := wire.GroupOptions{
+	return wire.GroupOptions{
 		Mode: o.Mode.String(), From: positionText(o.From), SessionMS: o.SessionMS, AckWaitMS: o.AckWaitMS, MaxDeliveries: o.MaxDeliveries,
 		BackoffMS: o.BackoffMS, MaxInFlight: o.MaxInFlight, MaxInFlightMember: o.MaxInFlightMember, Partitions: o.Partitions,
+		DeadLetter: deadLetterTopic(topic, name, o.DeadLetter),
 	}
-	if o.Mode != group.Exclusive {
-		w.DeadLetter = deadLetterTopic(topic, name, o.DeadLetter)
-	}
-	return w
 }
 
 func (c *groupCall) assignment(name string, a *group.Assignment) wire.GroupAssignment {
