@@ -238,7 +238,7 @@ const (
 	Nak                         // again, after DelayMS or the group's back-off
 	Progress                    // not yet done: the ack wait starts anew
 	Term                        // never again: to the dead-letter topic, with Reason
-	Return                      // not begun: to anybody, at once; this delivery doesn't count. Needs no commit
+	Return                      // not begun: to anybody, at once; this delivery doesn't count. Needs no commit. Who gives a record back must not ack it afterwards
 )
 
 // AckItem is about the records First..Last of one delivery.

@@ -339,6 +339,14 @@ func (w *world) answer(m *simMember) {
 }
 
 func (w *world) say(m *simMember, it AckItem) {
+	// What a member has given back as not begun it doesn't ack: there is nothing in the log to refuse it by.
+	for off := it.First; off <= it.Last; off++ {
+		for _, y := range w.records[off].deliveries {
+			if y.m == m && y.token == it.Token && y.returned {
+				return
+			}
+		}
+	}
 	m.sent = append(m.sent, it)
 	w.d.Advance(w.next)
 	sent := it
