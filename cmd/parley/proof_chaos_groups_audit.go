@@ -177,7 +177,7 @@ type answer struct {
 	at      groupPlace
 	token   uint64
 	old     bool // a newer delivery of the record was known
-	foreign bool // a later record of the key was known to be another member's
+	foreign bool // another member was known to have records of the key
 }
 
 // answering notes that a member is about to answer for a record; final: with an ack or an end.
@@ -190,7 +190,7 @@ func (a *groupAudit) answering(member string, at groupPlace, token uint64, final
 	w := answer{at: at, token: token, old: r.newest > token && r.done == 0}
 	if a.keyed && r.key != "" {
 		h := a.keys[groupKey{at.part, r.key}]
-		w.foreign = h.holder != member && r.done == 0
+		w.foreign = h.holder != member && len(h.open) > 0 && r.done == 0
 		if h.holder == member {
 			delete(h.open, at.offset)
 		}

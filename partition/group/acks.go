@@ -97,7 +97,7 @@ func (d *Dispatcher) judgeSlot(member string, it *AckItem, at int64, v slot) (re
 			return "", ""
 		}
 	case ready, waiting:
-		if v.fresh && it.Token < d.opened && it.Token >= max(d.before, v.token) && (it.Kind == Ack || it.Kind == Term) && (d.keyed == nil || at < d.cursor && d.keyed.free(at, member)) {
+		if v.fresh && it.Token < d.opened && it.Token >= max(d.before, v.token) && (it.Kind == Ack || it.Kind == Term) && (d.keyed == nil || at < d.cursor && d.keyed.free(at, it.First, member)) {
 			return "", "" // nobody else has had it from this leader
 		}
 		if v.fresh && it.Token >= d.opened {

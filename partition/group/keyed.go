@@ -371,13 +371,18 @@ func (k *keyed) taken(first, last int64, m int32) {
 	}
 }
 
-// free tells whether nobody but the member has records of the key.
-func (k *keyed) free(off int64, member string) bool {
+// free tells whether nobody but the member has records of the key, and none that waits comes before off, but for those
+// from first on, which the same answer is about.
+func (k *keyed) free(off, first int64, member string) bool {
 	i, ok := k.at[off]
 	if !ok {
 		return true
 	}
-	owner := k.keys[k.recs[i].key].owner
+	key := &k.keys[k.recs[i].key]
+	if key.head != none && k.recs[key.head].off < first {
+		return false
+	}
+	owner := key.owner
 	return owner == none || member != "" && k.d.has(member, owner)
 }
 
