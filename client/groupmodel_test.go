@@ -20,6 +20,7 @@ type modelGroup struct {
 	// Of the anchor.
 	members    map[string]time.Time // last heard of
 	generation uint64
+	partitions int
 	assigned   map[string][]int32
 
 	// Exclusive.
@@ -52,10 +53,11 @@ type modelDelivery struct {
 
 func (m *model) holds(data []byte) time.Duration {
 	var q struct {
-		WaitMS int64 `json:"wait_ms"`
+		WaitMS    int64 `json:"wait_ms"`
+		MaxWaitMS int64 `json:"max_wait_ms"` // of a fetch
 	}
-	_ = json.Unmarshal(data, &q)
-	return time.Duration(q.WaitMS) * time.Millisecond
+	_ = json.Unmarshal(data, &q) // batches are none, and wait for nothing
+	return time.Duration(q.WaitMS+q.MaxWaitMS) * time.Millisecond
 }
 
 func (m *model) groupOf(topic string, n int32, name string, opts wire.GroupOptions) *modelGroup {
@@ -105,7 +107,8 @@ func (m *model) group(subject string, data []byte) reply {
 		}
 		_, known := g.members[q.Member]
 		g.members[q.Member] = now
-		if !known {
+		if !known || q.Generation > g.generation || g.partitions != len(m.parts[topic]) {
+			g.generation = max(g.generation, q.Generation)
 			g.assign(len(m.parts[topic]))
 		}
 		return jsonReply(g.assignment(q.Group, q.Member))
@@ -114,6 +117,9 @@ func (m *model) group(subject string, data []byte) reply {
 		decode(&q)
 		g := m.groupOf(topic, n, q.Group, wire.GroupOptions{Mode: wire.ModeExclusive})
 		g.expire(now, len(m.parts[topic]))
+		if g.partitions != len(m.parts[topic]) {
+			g.assign(len(m.parts[topic]))
+		}
 		if _, ok := g.members[q.Member]; !ok {
 			return refusal(404, wire.ReasonUnknownMember, false, OutcomeRejected)
 		}
@@ -181,6 +187,7 @@ func (g *modelGroup) expire(now time.Time, partitions int) {
 // assign deals the partitions out; in a shared group everybody has all of them.
 func (g *modelGroup) assign(partitions int) {
 	g.generation++
+	g.partitions = partitions
 	g.assigned = map[string][]int32{}
 	names := slices.Sorted(maps.Keys(g.members))
 	for i, name := range names {
@@ -208,8 +215,8 @@ func (g *modelGroup) lease(m *model, q *wire.GroupLeaseRequest, now time.Time) r
 	}
 	free := g.holder == "" || now.After(g.until)
 	switch {
-	case q.Generation < max(g.leaseGen, g.wanted) || q.Generation == g.leaseGen && g.leaseGen > 0 && g.holder != "" && g.holder != q.Member:
-		return refusal(409, wire.ReasonStaleGeneration, false, OutcomeRejected)
+	case q.Generation < max(g.leaseGen, g.wanted):
+		return jsonReply(wire.GroupLeased{Generation: max(g.leaseGen, g.wanted), Error: &Error{Code: 409, Reason: wire.ReasonStaleGeneration, Description: "model"}})
 	case !free && q.Member != g.holder:
 		g.wanted = max(g.wanted, q.Generation)
 		m.hold = true

@@ -37,6 +37,7 @@ type model struct {
 	groups map[string]*modelGroup // by topic/partition/group
 	index  uint64                 // of the log, for tokens
 	hold   bool                   // set by a request that waits
+	wakes  bool                   // a fetch at the end of the log is answered as soon as there is more
 
 	metadata func(wire.MetadataRequest) ([]wire.BrokerAddress, map[string][]string) // of a modelCluster
 }
@@ -179,7 +180,7 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 		}
 		if !m.roll(m.faults.dropAnswer, "answer dropped") {
 			wait := m.wait()
-			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 {
+			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 && !m.wakes {
 				wait += modelFetchWait
 			}
 			time.AfterFunc(wait, func() { m.answer(token, conn, r) })
@@ -284,7 +285,9 @@ func (m *model) carryOut(subject string, header map[string][]string, data []byte
 		if err := json.Unmarshal(data, &q); err != nil {
 			panic(err)
 		}
-		return p.fetch(q)
+		r := p.fetch(q)
+		m.hold = m.wakes && len(r.data) == 0
+		return r
 	case subject == wire.APIMetadata:
 		var q wire.MetadataRequest
 		_ = json.Unmarshal(data, &q)

@@ -262,7 +262,7 @@ func TestSubscribeShared(t *testing.T) {
 // the fencing tokens in order. PARLEY_SEEDS=2000 runs more, PARLEY_SEED=n one.
 func TestSubscribeOnABadDay(t *testing.T) {
 	t.Parallel()
-	for _, seed := range seeds(t, 24) {
+	for _, seed := range seeds(t, 18) {
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { badDayOfConsuming(t, seed) })
 		if !ok {
 			break

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -194,7 +195,7 @@ func (w *worker) look(now time.Time) (calls uint64, t *tenure, rest []*Message) 
 		w.ctx = nil
 	}
 	if w.calls == w.seen && w.s.cfg.order == Unordered {
-		rest, w.rest = w.rest, nil
+		rest, w.rest = slices.Clone(w.rest), nil // the run's memory is the worker's
 	}
 	w.seen = w.calls
 	return w.calls, w.t, rest
