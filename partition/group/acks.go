@@ -67,6 +67,16 @@ func (d *Dispatcher) judge(member string, it *AckItem) (reason, why string) {
 			}
 			at = last + 1
 		default: // not looked at by this leader
+			if d.keyed != nil {
+				if h, is := d.keyed.handled.next(at); is && h.first <= at { // the log says so
+					last := min(it.Last, h.last)
+					if reason, why = d.judgeHandled(member, it, at, last); reason != "" {
+						return reason, why
+					}
+					at = last + 1
+					continue
+				}
+			}
 			if it.Token >= d.opened {
 				return NotDelivered, fmt.Sprintf("offset %d was not delivered yet", at)
 			}

@@ -58,3 +58,39 @@ func TestKeyWaitsForAnswers(t *testing.T) {
 	}
 	equal("given back, it is the first again", offsets("a", 10), 3, 5)
 }
+
+// TestAckRepeatedToANewLeader: the ack was committed, its answer lost with the leader. Who repeats it hears that the
+// record is done, whether or not the new leader has looked at the record's key.
+func TestAckRepeatedToANewLeader(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []Mode{Shared, KeyOrdered} {
+		s := NewState()
+		o := Options{Mode: mode}.WithDefaults(mode)
+		apply := func(index uint64, write func(e *Entry)) {
+			t.Helper()
+			e := &Entry{}
+			e.Reset(nil)
+			write(e)
+			if _, err := s.Apply(Context{Index: index}, e.Bytes()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		apply(1, func(e *Entry) { e.Make("g", &o, 0); e.Open("g") })
+		d, _ := NewDispatcher(s, "g", 0, 0, 0)
+		d.Advance(4)
+		if mode == KeyOrdered {
+			d.Feed([]uint64{1, 2, 3, 4})
+		}
+		d.Take(nil, "a", 4, 0)
+		item := []AckItem{{Kind: Ack, First: 2, Last: 2, Token: 1}}
+		d.Ack(nil, "a", item, 0)
+		apply(2, func(e *Entry) { d.Change(e, "g", 0, 0) })
+		for leader := range uint64(3) { // older and older
+			apply(3+leader, func(e *Entry) { e.Open("g") })
+			d, _ = NewDispatcher(s, "g", 4, 0, 0)
+			if refused := d.Ack(nil, "a", item, 0); len(refused) != 1 || refused[0].Reason != AlreadyDone {
+				t.Errorf("%s: %+v", mode, refused)
+			}
+		}
+	}
+}
