@@ -3,8 +3,11 @@
 // that turns what is published into log entries, and a reader.
 //
 //	Append ─▶ appender ─▶ proposal ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
-//	                           ▲                            │    │
-//	                        └── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
+//	                        ▲                               │    │
+//	                        └───── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
+//
+// Consumer groups (package group) are part of the replicated state; group_lead.go is
+// where their leader's side begins.
 //
 // Invariants that have cost others dearly:
 //
