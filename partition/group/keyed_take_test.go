@@ -71,8 +71,14 @@ func TestAckRepeatedToANewLeader(t *testing.T) {
 			e := &Entry{}
 			e.Reset(nil)
 			write(e)
-			if _, err := s.Apply(Context{Index: index}, e.Bytes()); err != nil {
+			out, err := s.Apply(Context{Index: index, Next: 4}, e.Bytes())
+			if err != nil {
 				t.Fatal(err)
+			}
+			for i := range len(out) / ResultSize {
+				if code, _, ok := Result(out, i); !ok || code != OK {
+					t.Fatalf("entry %d: %d", index, code)
+				}
 			}
 		}
 		apply(1, func(e *Entry) { e.Make("g", &o, 0); e.Open("g") })
@@ -83,7 +89,9 @@ func TestAckRepeatedToANewLeader(t *testing.T) {
 		}
 		d.Take(nil, "a", 4, 0)
 		item := []AckItem{{Kind: Ack, First: 2, Last: 2, Token: 1}}
-		d.Ack(nil, "a", item, 0)
+		if refused := d.Ack(nil, "a", item, 0); len(refused) > 0 {
+			t.Fatal(refused)
+		}
 		apply(2, func(e *Entry) { d.Change(e, "g", 0, 0) })
 		for leader := range uint64(3) { // older and older
 			apply(3+leader, func(e *Entry) { e.Open("g") })
