@@ -180,11 +180,14 @@ func wait(ctx context.Context, d time.Duration) {
 // plainMember is a connection to one broker after the other.
 type plainMember struct {
 	conns []*nats.Conn
-	at    int
+	at    atomic.Int64
 }
 
+func (p *plainMember) conn() *nats.Conn { return p.conns[int(p.at.Load())%len(p.conns)] }
+
 func (g *chaosGroups) dial(first int) (*plainMember, error) {
-	p := &plainMember{at: first}
+	p := &plainMember{}
+	p.at.Store(int64(first))
 	for _, url := range g.urls {
 		nc, err := nats.Connect(url, nats.Name("chaos-groups"), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 			nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1), nats.IgnoreDiscoveredServers(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
@@ -207,13 +210,13 @@ func (p *plainMember) close() {
 func (p *plainMember) ask(ctx context.Context, subject string, body []byte, res any) error {
 	ctx, cancel := context.WithTimeout(ctx, groupsAnswer)
 	defer cancel()
-	m, err := p.conns[p.at%len(p.conns)].RequestWithContext(ctx, subject, body)
+	m, err := p.conn().RequestWithContext(ctx, subject, body)
 	if err == nil {
 		err = decodeAck(m.Data, res)
 	}
 	var e *client.Error
 	if err != nil && !(errors.As(err, &e) && !e.Retriable) {
-		p.at++
+		p.at.Add(1)
 	}
 	return err
 }
@@ -224,7 +227,7 @@ func (p *plainMember) next(ctx context.Context, group string, q wire.NextRequest
 	if err != nil {
 		return nil, err
 	}
-	nc := p.conns[p.at%len(p.conns)]
+	nc := p.conn()
 	inbox := nc.NewInbox()
 	sub, err := nc.SubscribeSync(inbox)
 	if err == nil {
@@ -248,7 +251,7 @@ func (p *plainMember) next(ctx context.Context, group string, q wire.NextRequest
 		got = append(got, m)
 	}
 	if err != nil {
-		p.at++
+		p.at.Add(1)
 	}
 	return got, err
 }
@@ -271,19 +274,27 @@ func (g *chaosGroups) consume(ctx context.Context, group string, i int, rng *ran
 		if errors.As(err, &e) && !e.Retriable && ctx.Err() == nil {
 			g.audit.anomaly(&g.audit.failures, "group %s: next: %v", group, err)
 		}
-		var in []taken
+		in := map[string][]taken{} // by key, so that those of one are answered in order
 		for _, m := range got {
 			t, ok := placeOf(m)
 			if !ok {
 				g.audit.anomaly(&g.audit.failures, "group %s: a delivery with headers %v", group, m.Header)
 				continue
 			}
-			audit.delivered(asked, member, m.Header.Get(wire.HeaderKey), t.at, t.token)
-			in = append(in, t)
+			key := m.Header.Get(wire.HeaderKey)
+			audit.delivered(asked, member, key, t.at, t.token)
+			t.die, t.end = rng.IntN(1000), rng.IntN(groupsEndEvery) == 0
+			in[key] = append(in[key], t)
 		}
-		for _, t := range in {
-			g.settle(ctx, p, audit, member, t, rng)
+		var answers sync.WaitGroup
+		for _, some := range in {
+			answers.Go(func() {
+				for _, t := range some {
+					g.settle(ctx, p, audit, member, t)
+				}
+			})
 		}
+		answers.Wait()
 		if err != nil {
 			wait(ctx, groupsTick)
 		}
@@ -295,19 +306,21 @@ type taken struct {
 	at    groupPlace
 	token uint64
 	reply string
+	die   int  // what becomes of it, per mille
+	end   bool // or it becomes a dead letter
 }
 
 func placeOf(m *nats.Msg) (t taken, ok bool) {
 	part, err1 := strconv.ParseInt(m.Header.Get(wire.HeaderPart), 10, 32)
 	offset, err2 := strconv.ParseInt(m.Header.Get(wire.HeaderOffset), 10, 64)
 	token, err3 := strconv.ParseUint(m.Header.Get(wire.HeaderToken), 10, 64)
-	return taken{groupPlace{int32(part), offset}, token, m.Reply}, errors.Join(err1, err2, err3) == nil && m.Reply != ""
+	return taken{at: groupPlace{int32(part), offset}, token: token, reply: m.Reply}, errors.Join(err1, err2, err3) == nil && m.Reply != ""
 }
 
 // settle acks a record, sends it back, ends it, or forgets it.
-func (g *chaosGroups) settle(ctx context.Context, p *plainMember, audit *groupAudit, member string, t taken, rng *rand.Rand) {
+func (g *chaosGroups) settle(ctx context.Context, p *plainMember, audit *groupAudit, member string, t taken) {
 	body, final, ended := "", true, false
-	n := rng.IntN(1000)
+	n := t.die
 	select {
 	case <-g.halt: // the rest is to be done soon
 		n = 1000
@@ -318,7 +331,7 @@ func (g *chaosGroups) settle(ctx context.Context, p *plainMember, audit *groupAu
 		return
 	case n < groupsForget+groupsNak:
 		body, final = "-NAK", false
-	case rng.IntN(groupsEndEvery) == 0:
+	case t.end:
 		body, ended = "+TERM chaos", true
 	}
 	w := audit.answering(member, t.at, t.token, final)
