@@ -19,6 +19,12 @@
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
 //	fetch.go      reading; request.go the API's requests
+//	loopback.go   what the broker asks of its cluster by itself
+//	group.go      members of consumer groups: requests to partitions' leaders
+//	  groupserve.go one function a request; groupwire.go options and states
+//	  groupnext.go groupnexthop.go groupnextmessage.go groupack.go: plain clients
+//	  groupdead.go groupredrive.go dead letters; groupruntime.go the API's questions
+//	  groupmetrics.go figures
 //	readiness.go  when the broker serves; collect.go giving disk space back
 //	metrics.go    what /metrics tells
 //
@@ -90,6 +96,8 @@ type Broker struct {
 	forwarders  peerSessions
 	forwards    *forwards
 	catchUps    *catchUps
+	groups      groups
+	loop        *loopback
 	selfID      atomic.Uint64          // 0 until the cluster is formed
 	waiting     atomic.Pointer[string] // whom the forming of the cluster waits for
 	joined      bool                   // a cluster admitted this broker during this start
@@ -204,6 +212,7 @@ func newBroker(c Config) *Broker {
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
 	b.movers, b.copies = newMovers(b), newOutflow(c.CopyRate)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
+	b.loop = newLoopback(b)
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})
 	return b

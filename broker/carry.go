@@ -237,7 +237,8 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.only(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
-		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord)},
+		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord) + letterRoom},
+		DeadLetter: b.writeDeadLetters,
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
 			at := s.brokerOf(l.Leader)

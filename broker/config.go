@@ -167,6 +167,8 @@ type Limits struct {
 	Fetches           int // long polls of the broker; default 32768
 	FetchReplies      int // fetches that hold a buffer of up to MaxFetch bytes; default 64
 	Requests          int // API requests at once; default 64
+	GroupRequests     int // of group members, those that wait for records apart; default 8192
+	GroupMetrics      int // groups that metrics tell of, each with its topic; default 1000
 	Openings          int // partitions opened at once; default 16
 	CatchUps          int // replicas at once that fetch what their log lacks; default 4
 	// CatchUpRate is how many bytes a second they fetch together; default 128 MiB.
@@ -308,6 +310,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Fetches, 32768)
 	def(&l.FetchReplies, 64)
 	def(&l.Requests, 64)
+	def(&l.GroupRequests, 8192)
+	def(&l.GroupMetrics, 1000)
 	def(&l.Openings, 16)
 	def(&l.CatchUps, 4)
 	if l.CatchUpRate <= 0 {

@@ -188,6 +188,14 @@ func (b *Broker) forwarded(from uint64, name string, number int32, m *interest.M
 	switch {
 	case hasPrefix(m.Subject, wire.FetchPrefix):
 		s.fetchFrom(t, number, m)
+	case hasPrefix(m.Subject, wire.GroupPrefix):
+		s.groupFrom(t, number, m)
+	case hasPrefix(m.Subject, wire.AckPrefix):
+		if a, ok := parseAck(m.Subject); ok && a.number == number {
+			s.ackFrom(t, &a, m)
+		}
+	case hasPrefix(m.Subject, wire.NextPrefix):
+		s.nextHop(t, m)
 	case hasPrefix(m.Subject, wire.PubPrefix):
 		if err := s.batch(t, number, m); err != nil {
 			b.acks.refuse(m.Reply, err)
@@ -200,11 +208,7 @@ func (b *Broker) forwarded(from uint64, name string, number int32, m *interest.M
 }
 
 func (b *Broker) refuseForwarded(m *interest.Message, e *wire.Error) {
-	if hasPrefix(m.Subject, wire.FetchPrefix) {
-		b.refuseFetch(m.Reply, e)
-		return
-	}
-	b.acks.refuse(m.Reply, e)
+	b.refuse(kindOfRequest(m.Subject), m.Reply, e)
 }
 
 func (b *Broker) forwardedFlush(from uint64) {

@@ -20,7 +20,41 @@ type forwards struct {
 
 type underway struct {
 	count int
-	fetch bool
+	kind  requestKind
+}
+
+// requestKind says in which form an error answers a request.
+type requestKind uint8
+
+const (
+	aPublish requestKind = iota
+	aFetch
+	aGroupRequest // JSON
+	aPull         // JSON, and a header that says so
+)
+
+func kindOfRequest(subject []byte) requestKind {
+	switch {
+	case hasPrefix(subject, wire.FetchPrefix):
+		return aFetch
+	case hasPrefix(subject, wire.GroupPull):
+		return aPull
+	case hasPrefix(subject, wire.GroupPrefix), hasPrefix(subject, wire.AckPrefix), hasPrefix(subject, wire.NextPrefix):
+		return aGroupRequest
+	}
+	return aPublish
+}
+
+// refuse answers a request that failed, in the form of its kind.
+func (b *Broker) refuse(kind requestKind, reply []byte, e *wire.Error) {
+	switch kind {
+	case aFetch:
+		b.refuseFetch(reply, e)
+	case aGroupRequest, aPull:
+		b.refuseGroup(kind, reply, e)
+	default:
+		b.acks.refuse(reply, e)
+	}
 }
 
 // maxUnderway bounds what is remembered of one broker; what is over that isn't
@@ -69,7 +103,7 @@ func (f *forwards) add(to uint64, m *interest.Message) {
 		return
 	}
 	u.count++
-	u.fetch = hasPrefix(m.Subject, wire.FetchPrefix)
+	u.kind = kindOfRequest(m.Subject)
 	under[string(m.Reply)] = u
 }
 
@@ -99,11 +133,7 @@ func (f *forwards) lost(to uint64) {
 		for range u.count {
 			e := &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
 				Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
-			if u.fetch {
-				f.b.refuseFetch([]byte(subject), e)
-			} else {
-				f.b.acks.refuse([]byte(subject), e)
-			}
+			f.b.refuse(u.kind, []byte(subject), e)
 		}
 	}
 }

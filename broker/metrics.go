@@ -28,6 +28,12 @@ type metrics struct {
 	fetchBytes     prometheus.Counter
 	publishErrors  *prometheus.CounterVec
 	fetchErrors    *prometheus.CounterVec
+
+	pulledRecords prometheus.Counter
+	pulledBytes   prometheus.Counter
+	nextRecords   prometheus.Counter
+	groupErrors   *prometheus.CounterVec
+	groups        groupMetrics
 }
 
 // latencies from 50 µs to about 13 s, each bucket 1.87 times the one before.
@@ -63,6 +69,10 @@ func newMetrics(b *Broker) *metrics {
 	m.fetchBytes = counter("fetch_bytes_total", "Bytes of record batches sent to readers.")
 	m.publishErrors = byReason("publish_errors_total", "Publishes answered with an error.")
 	m.fetchErrors = byReason("fetch_errors_total", "Fetches answered with an error.")
+	m.pulledRecords = counter("pulled_records_total", "Records handed to members of shared groups.")
+	m.pulledBytes = counter("pulled_bytes_total", "Bytes of record batches that hold them.")
+	m.nextRecords = counter("next_records_total", "Records sent to plain NATS clients that asked for the next.")
+	m.groupErrors = byReason("group_errors_total", "Requests of group members and plain consumers answered with an error.")
 	m.registry.MustRegister(&partitionCollector{b: b})
 	return m
 }
@@ -202,6 +212,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	b.together(r, gauge, counter)
+	b.metrics.groups.collect(b, r, ch)
 	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints, "catchup": b.catchUps, "paxos": b.epochs} {
 		f, ok := part.(figured)
 		if !ok {

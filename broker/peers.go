@@ -27,6 +27,10 @@ const (
 	subjectPurged   = "purged"   // which deleted topics have no data left there
 	subjectChunks   = "chunks"   // on data links: stored chunks, see catchup.go
 	subjectSnapshot = "snapshot" // on data links: what a replica's log is made of
+
+	subjectGroupParts = "group-parts" // one group on partitions that are led there
+	subjectGroupSums  = "group-sums"  // all groups of such partitions, added up
+	subjectGroupSet   = "group-set"   // reset or delete a group on them
 )
 
 // peers is what this broker knows of the others' being there. A lone broker has
@@ -79,6 +83,9 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectChunks, b.answerChunks)
 	m.HandleMembers(subjectSnapshot, b.answerSnapshot)
 	m.HandleMembers(subjectSight, b.keeper.answerSight)
+	m.HandleMembers(subjectGroupParts, b.answerGroupParts)
+	m.HandleMembers(subjectGroupSums, b.answerGroupSums)
+	m.HandleMembers(subjectGroupSet, b.answerGroupSet)
 	return nil
 }
 

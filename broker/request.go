@@ -25,6 +25,12 @@ func (s *session) request(m *interest.Message) {
 		}
 	case hasPrefix(subject, wire.FetchPrefix):
 		s.fetch(m, subject[len(wire.FetchPrefix):])
+	case hasPrefix(subject, wire.GroupPrefix):
+		s.group(m)
+	case hasPrefix(subject, wire.AckPrefix):
+		s.ack(m)
+	case hasPrefix(subject, wire.NextPrefix):
+		s.next(m, subject[len(wire.NextPrefix):])
 	case len(m.Reply) == 0:
 		// A change that nobody can be told about is not made.
 	case hasPrefix(subject, wire.APIPrefix):

@@ -46,6 +46,11 @@ type session struct {
 
 	awaited bool // the broker's start was waited for
 	hop     bool // another broker forwards what comes here: it isn't forwarded again
+	own     bool // the broker itself asks
+
+	acks     []*gathered // of plain clients, since the last Flush
+	ackCount int
+	hopWaits sync.Map // id -> context.CancelFunc: waits that another broker may end
 
 	fetches atomic.Int32 // under way; any goroutine
 }
@@ -280,11 +285,14 @@ func (s *session) flush() {
 		s.touched[i] = nil
 	}
 	s.touched = s.touched[:0]
+	if len(s.acks) > 0 {
+		s.flushAcks()
+	}
 }
 
 // Flush implements protocol.Session.
 func (s *session) Flush() {
-	if s.burstTick == 0 && len(s.touched) == 0 {
+	if s.burstTick == 0 && len(s.touched) == 0 && len(s.acks) == 0 {
 		return
 	}
 	s.flush()

@@ -172,7 +172,7 @@ func (c *Client) leave(m member) {
 	c.mu.Unlock()
 }
 
-// Close closes all Producers, which flush what they hold, and Readers, then the
+// Close closes all subscriptions, which finish what is in hand, Producers, which flush what they hold, and Readers, then the
 // connections. When ctx ends before everything is flushed, what is left fails
 // with ErrClosed and Close returns ctx's error. It is safe to call again.
 func (c *Client) Close(ctx context.Context) error {
@@ -188,13 +188,18 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 
-	// 1. Producers and Readers, all at once: each may need a round trip.
+	// 1. Subscriptions, whose handlers may publish; then Producers and Readers; all of a kind at once, as each may need
+	// a round trip.
 	errs := make([]error, len(members))
-	var wg sync.WaitGroup
-	for i, m := range members {
-		wg.Go(func() { errs[i] = m.Close(ctx) })
+	for _, consumers := range []bool{true, false} {
+		var wg sync.WaitGroup
+		for i, m := range members {
+			if _, ok := m.(*Subscription); ok == consumers {
+				wg.Go(func() { errs[i] = m.Close(ctx) })
+			}
+		}
+		wg.Wait()
 	}
-	wg.Wait()
 
 	// 2. Whoever waits to try again, and the metadata.
 	close(c.closing)

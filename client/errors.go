@@ -41,6 +41,8 @@ var (
 	ErrTimeout          error = &Error{Code: 504, Reason: wire.ReasonTimeout, Description: "timed out"}
 	ErrDiskFull         error = &Error{Code: 507, Reason: wire.ReasonDiskFull, Description: "disk full"}
 	ErrDamaged          error = &Error{Code: 500, Reason: wire.ReasonDamaged, Description: "damaged"}
+	ErrGroupNotFound    error = &Error{Code: 404, Reason: wire.ReasonGroupNotFound, Description: "group not found"}
+	ErrGroupMismatch    error = &Error{Code: 409, Reason: wire.ReasonGroupMismatch, Description: "the group has other options"}
 	ErrInternal         error = &Error{Code: 500, Reason: wire.ReasonInternal, Description: "internal error"}
 )
 

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"strconv"
 	"time"
 )
 
@@ -49,6 +50,15 @@ func (r *reply) headerValue(key string) string {
 		return v[0]
 	}
 	return ""
+}
+
+// headerInt is a header's number, -1 when there is none.
+func (r *reply) headerInt(key string) int64 {
+	n, err := strconv.ParseInt(r.headerValue(key), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 // inquiry is a receiver for one caller that waits.

@@ -34,6 +34,11 @@ type model struct {
 	counts  map[string]int
 	payload int
 
+	groups map[string]*modelGroup // by topic/partition/group
+	index  uint64                 // of the log, for tokens
+	hold   bool                   // set by a request that waits
+	wakes  bool                   // a fetch at the end of the log is answered as soon as there is more
+
 	metadata func(wire.MetadataRequest) ([]wire.BrokerAddress, map[string][]string) // of a modelCluster
 }
 
@@ -59,7 +64,7 @@ type modelPartition struct {
 }
 
 type modelRecord struct {
-	value string
+	value, key string
 }
 
 type modelBatch struct {
@@ -81,7 +86,7 @@ type modelEntry struct {
 func newModel(seed uint64, f faults, topics map[string]int) *model {
 	m := &model{
 		rng: rand.New(rand.NewPCG(seed, 7)), faults: f, waiting: map[uint64]waiter{},
-		parts: map[string][]*modelPartition{}, counts: map[string]int{}, payload: wire.MaxPayload,
+		parts: map[string][]*modelPartition{}, groups: map[string]*modelGroup{}, counts: map[string]int{}, payload: wire.MaxPayload,
 	}
 	for name, n := range topics {
 		for range n {
@@ -150,16 +155,23 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 	if m.roll(m.faults.dropRequest, "request dropped") {
 		return token, nil
 	}
-	time.AfterFunc(m.wait(), func() {
+	arrives := time.Now()
+	var attempt func()
+	attempt = func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if conn != m.conn && !m.roll(m.faults.stray, "stray") {
 			return
 		}
+		m.hold = false
 		r := m.serve(subject, header, data)
+		if m.hold && conn == m.conn && time.Since(arrives) < m.holds(data) {
+			time.AfterFunc(15*time.Millisecond, attempt)
+			return
+		}
 		// A definite refusal holds for all copies of a request: only what was carried
 		// out is carried out again.
-		if r.header[wire.HeaderError] == nil && m.roll(m.faults.twice, "carried out twice") {
+		if r.header[wire.HeaderError] == nil && !bytes.Contains(data, []byte(`"return"`)) && m.roll(m.faults.twice, "carried out twice") {
 			time.AfterFunc(m.wait()+m.wait(), func() {
 				m.mu.Lock()
 				defer m.mu.Unlock()
@@ -168,12 +180,13 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 		}
 		if !m.roll(m.faults.dropAnswer, "answer dropped") {
 			wait := m.wait()
-			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 {
+			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 && !m.wakes {
 				wait += modelFetchWait
 			}
 			time.AfterFunc(wait, func() { m.answer(token, conn, r) })
 		}
-	})
+	}
+	time.AfterFunc(m.wait(), func() { arrives = time.Now(); attempt() })
 	return token, nil
 }
 
@@ -261,6 +274,8 @@ func (m *model) carryOut(subject string, header map[string][]string, data []byte
 			return refusal(404, wire.ReasonTopicNotFound, false, OutcomeRejected)
 		}
 		return p.publish(topic, n, data, m.poison)
+	case strings.HasPrefix(subject, wire.GroupPrefix):
+		return m.group(subject, data)
 	case strings.HasPrefix(subject, wire.FetchPrefix):
 		p, _, _ := m.find(subject[len(wire.FetchPrefix):])
 		if p == nil {
@@ -270,7 +285,9 @@ func (m *model) carryOut(subject string, header map[string][]string, data []byte
 		if err := json.Unmarshal(data, &q); err != nil {
 			panic(err)
 		}
-		return p.fetch(q)
+		r := p.fetch(q)
+		m.hold = m.wakes && len(r.data) == 0
+		return r
 	case subject == wire.APIMetadata:
 		var q wire.MetadataRequest
 		_ = json.Unmarshal(data, &q)
@@ -354,7 +371,7 @@ func (p *modelPartition) publish(topic string, n int32, data []byte, poison stri
 		panic(err)
 	}
 	for it.Next() {
-		p.log = append(p.log, modelRecord{string(it.Record().Value)})
+		p.log = append(p.log, modelRecord{string(it.Record().Value), string(it.Record().Key)})
 	}
 	p.batches = append(p.batches, modelBatch{ack.Offset, data})
 	pr.recent = append(pr.recent, modelEntry{id.Sequence, count, ack.Offset})

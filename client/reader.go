@@ -80,7 +80,7 @@ func (c *Client) NewReader(ctx context.Context, topic string, opts ...ReaderOpti
 func (c *Client) newReader(ctx context.Context, topic string, opts []ReaderOption) (*Reader, error) {
 	cfg := readerConfig{prefetch: DefaultPrefetch}
 	for _, o := range opts {
-		if err := o(&cfg); err != nil {
+		if err := o.reader(&cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -367,7 +367,7 @@ func (r *Reader) read() bool {
 		}
 		t.pos = rec.Offset + 1
 		m := &r.msg
-		m.Topic, m.Partition, m.Offset = r.topic, t.partition, rec.Offset
+		m.Topic, m.Partition, m.Offset, m.Deliveries = r.topic, t.partition, rec.Offset, 1
 		m.Timestamp = time.UnixMilli(rec.Timestamp)
 		m.Key, m.Value, m.Headers = rec.Key, rec.Value, rec.Headers
 		return true

@@ -27,7 +27,7 @@ func (m *model) fill(topic string, part, n, most int, codec Codec) {
 			if err := b.Append(&r); err != nil {
 				panic(err)
 			}
-			p.log = append(p.log, modelRecord{value})
+			p.log = append(p.log, modelRecord{value, "k"})
 			i++
 		}
 		data, err := b.Finish(nil, record.NoProducer)

@@ -41,24 +41,36 @@ type Ack struct {
 	Epoch uint64
 }
 
-// Message is a record as a Reader delivers it.
+// Message is a record as a Reader or a subscription delivers it. Key, Value and Headers
+// must not be written to.
 //
-// Key, Value and Headers belong to the Reader and are valid until its next call
-// (for the callback and iterator forms: until the callback or loop body ends).
-// They must not be written to. Clone keeps them.
+// A Reader's Message is valid until the Reader's next call (for the callback and iterator
+// forms: until the callback or loop body ends); Clone keeps it. A subscription's has memory of its
+// own and stays valid. It is settled once: by what the handler returns, or by Ack, Nak or Term.
 type Message struct {
-	Topic     string
-	Partition int32
-	Offset    int64
-	Timestamp time.Time // as the producer set it
-	Key       []byte    // nil: none
-	Value     []byte
-	Headers   []Header
+	Topic      string
+	Partition  int32
+	Deliveries int32 // how often it was handed out, this time included, as far as is known
+	Offset     int64
+	Timestamp  time.Time // as the producer set it
+	Key        []byte    // nil: none
+	Value      []byte
+	Headers    []Header
+
+	// Token is the fencing token of a subscription's delivery, 0 from a Reader. A later delivery of the same record,
+	// and in exclusive and key-ordered groups of any record of the same partition or key, never has a smaller
+	// one. A database that keeps the largest token that it has seen, and refuses smaller ones, is safe
+	// from a member that was stopped in its tracks and goes on after another has taken over.
+	Token uint64
+
+	in    *parcel  // that it came with; nil from a Reader
+	after *Message // in its strand; guarded by crew.mu
+	state uint32   // see delivery.go; atomic
 }
 
-// Clone returns a copy that stays valid.
+// Clone returns a copy that stays valid. The copy of a subscription's Message can't be settled.
 func (m *Message) Clone() Message {
-	out := *m
+	out := Message{Topic: m.Topic, Partition: m.Partition, Deliveries: m.Deliveries, Offset: m.Offset, Timestamp: m.Timestamp, Token: m.Token}
 	out.Key = slices.Clone(m.Key)
 	out.Value = slices.Clone(m.Value)
 	out.Headers = slices.Clone(m.Headers)

@@ -3,7 +3,6 @@ package client
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/parleymq/parley/client/wire"
@@ -135,20 +134,14 @@ func (t *track) arrived(rep *reply, now time.Time) {
 		t.failed(rep.err, nil, now)
 		return
 	}
-	if reason := rep.headerValue(wire.HeaderError); reason != "" {
-		var body struct {
-			Error *Error `json:"error"`
-		}
-		if err := json.Unmarshal(rep.data, &body); err != nil || body.Error == nil {
-			body.Error = &Error{Code: 500, Reason: reason, Retriable: true, Description: "fetch failed: " + reason}
-		}
-		t.failed(body.Error, rep, now)
+	if err := batchesError(rep); err != nil {
+		t.failed(asError(err), rep, now)
 		return
 	}
-	if n, err := strconv.ParseInt(rep.headerValue(wire.HeaderNext), 10, 64); err == nil {
+	if n := rep.headerInt(wire.HeaderNext); n >= 0 {
 		t.next = n
 	}
-	at, err := t.lastOffset(rep.data)
+	at, err := lastOffset(rep.data, t.fetchAt, &t.gap)
 	if err != nil {
 		t.failed(&Error{Code: 500, Reason: wire.ReasonDamaged, Retriable: true, Description: "fetch: " + err.Error()}, nil, now)
 		return
@@ -172,12 +165,12 @@ func (t *track) arrived(rep *reply, now time.Time) {
 	t.r.enqueue(t)
 }
 
-// lastOffset is the last offset of the batches in an answer. It looks at their
+// lastOffset is the last offset of the batches in an answer to a fetch from an offset. It looks at their
 // headers only, of which the checksum doesn't cover the base offset: so they
 // must adjoin each other and what was read before. A gap is believed when the
-// partition shows it twice.
-func (t *track) lastOffset(data []byte) (int64, error) {
-	last := t.fetchAt - 1
+// partition shows it twice: gap keeps the one that was shown last.
+func lastOffset(data []byte, from int64, gap *[2]int64) (int64, error) {
+	last := from - 1
 	for first := true; len(data) > 0; first = false {
 		b, rest, err := record.Split(data)
 		if err != nil {
@@ -188,8 +181,8 @@ func (t *track) lastOffset(data []byte) (int64, error) {
 		if base <= last && !first || end <= last {
 			return 0, fmt.Errorf("a batch from offset %d to %d follows offset %d", base, end, last)
 		}
-		if base > last+1 && t.gap != [2]int64{last, base} {
-			t.gap = [2]int64{last, base}
+		if base > last+1 && *gap != [2]int64{last, base} {
+			*gap = [2]int64{last, base}
 			return 0, fmt.Errorf("no batch between offsets %d and %d", last, base)
 		}
 		last = end
@@ -235,12 +228,7 @@ func (t *track) fail(err error) {
 func (t *track) outOfRange(rep *reply) {
 	start, next := int64(-1), int64(-1)
 	if rep != nil {
-		if n, err := strconv.ParseInt(rep.headerValue(wire.HeaderStart), 10, 64); err == nil {
-			start = n
-		}
-		if n, err := strconv.ParseInt(rep.headerValue(wire.HeaderNext), 10, 64); err == nil {
-			next = n
-		}
+		start, next = rep.headerInt(wire.HeaderStart), rep.headerInt(wire.HeaderNext)
 	}
 	t.outside(start, next)
 }

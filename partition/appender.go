@@ -19,14 +19,14 @@ type Publication struct {
 	Stalled  func() // called before Append waits for room; nil: nobody cares
 }
 
-// appender gathers what is to be appended and proposes it in groups.
+// appender gathers what is to be appended and proposes it in proposals.
 //
-// Group commit without a timer: the first group is proposed at once; what
+// Group commit without a timer: the first proposal is proposed at once; what
 // comes while it is in flight gathers in the next one, which follows when the
 // first is done or when it has grown to pipelineBytes, up to maxInFlight.
 //
-// Order. Each group carries the leader's term and a counter, and apply takes a counter only
-// after the one before. A group that was dropped, or whose outcome is unknown,
+// Order. Each proposal carries the leader's term and a counter, and apply takes a counter only
+// after the one before. A proposal that was dropped, or whose outcome is unknown,
 // is proposed again byte for byte under the same counter: whichever copy comes
 // first is taken, any other is answered with the first one's result. So
 // nothing is answered out of order and nothing is applied twice. The
@@ -39,14 +39,15 @@ type appender struct {
 	mu sync.Mutex
 
 	lead  *leadership // nil while this replica may not append
-	open  *group      // being filled, or nil
+	open  *proposal   // being filled, or nil
 	item  openItem    // the batch being built at the end of open
-	ready []*group    // full, in order
+	ready []*proposal // full, in order
 	freed chan struct{}
 
 	bytes, count int // taken and not yet settled
-	lastSize     int // of the newest sealed group's entry
+	lastSize     int // of the newest sealed proposal's entry
 	inFlight     int
+	beside       int  // of those in flight, entries about groups: appends don't wait for them
 	stalled      bool // the leader loop is proposing again: nothing new until it is done
 	held         int  // hand-overs under way: nothing new is admitted or proposed until they are done
 
@@ -178,7 +179,7 @@ func (a *appender) append(ctx context.Context, pub *Publication) *Error {
 // take puts a record into the open batch, or into a new one where it doesn't fit.
 func (a *appender) take(pub *Publication, hash idHash) *Error {
 	if a.open == nil {
-		a.open = newGroup(kindAppend, a.lastSize)
+		a.open = newProposal(kindAppend, a.lastSize)
 	}
 	// A compare-and-append stands alone: the batch is the unit of rejection.
 	if pub.Expect >= 0 || a.item.expect >= 0 || a.item.builder.Size() >= batchTarget {
@@ -220,7 +221,7 @@ func (a *appender) finishItem() {
 		panic("finish record batch: " + err.Error())
 	}
 	g.buf = buf
-	g.items = append(g.items, groupItem{
+	g.items = append(g.items, proposalItem{
 		at: at, records: a.item.records, recordsN: len(g.records) - a.item.records,
 		hashes: a.item.hashes, hashesN: len(hashes),
 	})
@@ -240,7 +241,7 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 		}
 	}
 	if a.open == nil {
-		a.open = newGroup(kindAppend, max(a.lastSize, len(b)+itemOverhead+len(ids)*idEntrySize))
+		a.open = newProposal(kindAppend, max(a.lastSize, len(b)+itemOverhead+len(ids)*idEntrySize))
 	}
 	a.finishItem()
 	g := a.open
@@ -250,7 +251,7 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 		a.ids[ids[i].hash] = &idWait{}
 	}
 	g.buf = appendItemPrefix(g.buf, expect, ids)
-	g.items = append(g.items, groupItem{
+	g.items = append(g.items, proposalItem{
 		at: len(g.buf), records: len(g.records), recordsN: 1, hashes: hashes, hashesN: len(ids), ready: true,
 	})
 	g.buf = append(g.buf, b...)
@@ -305,7 +306,7 @@ func (a *appender) duplicateBatch(ids []idAt, reply []byte, rcv Receiver) (done 
 
 // control queues a command that is not an append.
 func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *Error {
-	g := newGroup(kind, 8)
+	g := newProposal(kind, 8)
 	for shift := 56; shift >= 0; shift -= 8 {
 		g.buf = append(g.buf, byte(value>>shift))
 	}
@@ -321,6 +322,22 @@ func (a *appender) control(kind commandKind, value uint64, done chan<- *Error) *
 	return nil
 }
 
+// groupEntry queues an entry about groups; buf begins with room for the header. done is told the outcome once, and
+// must not block. It goes before what is being gathered to be appended, and neither waits for the other. It is taken
+// for the term l only: what another term's leader made of groups is not true any more.
+func (a *appender) groupEntry(l *leadership, buf []byte, done func(results []byte, e *Error)) *Error {
+	g := newProposal(kindGroup, 0)
+	g.buf, g.entry = buf, done
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.leading() || a.lead != l {
+		return a.p.notLeader()
+	}
+	a.ready = append(a.ready, g)
+	a.pump()
+	return nil
+}
+
 // leading says whether anything is taken: a term may be lost before its loop has ended.
 func (a *appender) leading() bool { return a.lead != nil && a.p.leading.Load() }
 
@@ -331,7 +348,7 @@ func (a *appender) openSize() int {
 	return len(a.open.buf) + a.item.builder.Size()
 }
 
-// seal moves the open group to those that are ready.
+// seal moves the open proposal to those that are ready.
 func (a *appender) seal() {
 	if a.open == nil {
 		return
@@ -341,7 +358,7 @@ func (a *appender) seal() {
 		return
 	}
 	a.ready = append(a.ready, a.open)
-	// The log keeps the buffer, so the next group needs one of its own: about as
+	// The log keeps the buffer, so the next proposal needs one of its own: about as
 	// large as this one, so that it neither grows by copying nor wastes much.
 	a.lastSize = min(len(a.open.buf), a.p.c.Limits.GroupBytes)
 	a.open = nil
@@ -358,7 +375,7 @@ func (a *appender) flush() {
 func (a *appender) pump() {
 	for a.lead != nil && !a.stalled && a.held == 0 && a.inFlight < maxInFlight {
 		if len(a.ready) == 0 {
-			if a.open == nil || a.inFlight > 0 && a.openSize() < a.p.c.Limits.PipelineBytes {
+			if a.open == nil || a.inFlight > a.beside && a.openSize() < a.p.c.Limits.PipelineBytes {
 				return
 			}
 			a.seal()
@@ -377,20 +394,24 @@ func (a *appender) pump() {
 			kind: g.kind, term: l.term, counter: l.counter, barrier: a.p.m.look().barrier, logTime: l.clock.stamp(),
 		}
 		g.header.put(g.buf)
+		g.at = a.p.now()
 		a.propose(g)
 		a.inFlight++
+		if g.entry != nil {
+			a.beside++
+		}
 		l.inflight <- g // never blocks: it holds maxInFlight
 	}
 }
 
-func (a *appender) propose(g *group) {
+func (a *appender) propose(g *proposal) {
 	pending, err := a.p.log.Propose(g.buf, a.p.c.Limits.ProposeTimeout)
 	g.pending, g.refused = pending, err
 }
 
-// forget takes a group off the books and returns those who wait for its message
+// forget takes a proposal off the books and returns those who wait for its message
 // ids, one list a hash of g.hashes. mu is held.
-func (a *appender) forget(g *group) (waits []*idWait) {
+func (a *appender) forget(g *proposal) (waits []*idWait) {
 	a.bytes -= g.bytes
 	a.count -= g.count
 	for i := range g.hashes {
@@ -407,6 +428,14 @@ func (a *appender) forget(g *group) (waits []*idWait) {
 	}
 	a.wakeWaiting()
 	return waits
+}
+
+// landed takes a proposal out of those in flight. mu is held.
+func (a *appender) landed(g *proposal) {
+	a.inFlight--
+	if g.entry != nil {
+		a.beside--
+	}
 }
 
 // wakeWaiting lets those that wait to be admitted look again. mu is held.

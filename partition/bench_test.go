@@ -3,8 +3,10 @@ package partition
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"testing"
 
+	"github.com/parleymq/parley/partition/group"
 	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/replication"
 )
@@ -105,6 +107,37 @@ func BenchmarkFetch(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// One operation is one record of 128 bytes, pulled 512 at a time by four members and acked, on the log of one replica
+// in memory; how fast they were appended is not counted.
+func BenchmarkPullAndAck(b *testing.B) {
+	for _, mode := range []group.Mode{group.Shared, group.KeyOrdered} {
+		b.Run(mode.String(), func(b *testing.B) {
+			r := newRig(b, 1)
+			r.open()
+			n := nobody{make(chan struct{}, 1024)}
+			pub := Publication{Record: record.Record{Value: make([]byte, 128)}, Expect: -1, Receiver: n}
+			for i := 0; i < b.N; {
+				k := min(cap(n.left), b.N-i)
+				for range k {
+					pub.Record.Key = fmt.Append(pub.Record.Key[:0], "key-", i*7919%10_000)
+					if err := r.p.Append(context.Background(), &pub); err != nil {
+						b.Fatal(err)
+					}
+					i++
+				}
+				r.p.Flush()
+				for range k {
+					<-n.left
+				}
+			}
+			b.ReportAllocs()
+			b.SetBytes(128)
+			b.ResetTimer()
+			drain(b, r.p, mode, 4, int64(b.N))
 		})
 	}
 }

@@ -21,7 +21,7 @@ import (
 //	36     …    body, by kind
 //
 // Bodies: Start none; Append items; Trim the new start offset (8); Barrier the
-// epoch (8). An item is
+// epoch (8); Group as in package group. An item is
 //
 //	1 flags, then with flagExpect the expected next offset (8), with flagIDs a
 //	count (4) and per message id the record's delta (4) and the id's hash (16),
@@ -38,6 +38,7 @@ const (
 	kindAppend
 	kindTrim
 	kindBarrier
+	kindGroup
 )
 
 func (k commandKind) String() string {
@@ -50,6 +51,8 @@ func (k commandKind) String() string {
 		return "trim"
 	case kindBarrier:
 		return "barrier"
+	case kindGroup:
+		return "group"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -106,7 +109,7 @@ func parseCommand(b []byte) (commandHeader, []byte, error) {
 	}
 	body := b[commandHeaderSize:]
 	switch h.kind {
-	case kindStart, kindAppend:
+	case kindStart, kindAppend, kindGroup:
 	case kindTrim, kindBarrier:
 		if len(body) != 8 {
 			return commandHeader{}, nil, fmt.Errorf("%w: %s with a body of %d bytes, want 8", errCommand, h.kind, len(body))

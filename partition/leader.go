@@ -10,12 +10,12 @@ import (
 )
 
 // leadership is one term in which this replica leads. Its loop commits
-// Start(term), then waits for each group's outcome in order and answers.
+// Start(term), then waits for each proposal's outcome in order and answers.
 type leadership struct {
 	term     uint64
 	counter  uint64 // guarded by appender.mu
 	clock    *logClock
-	inflight chan *group
+	inflight chan *proposal
 	ctx      context.Context // ends when the leadership is lost
 	cancel   context.CancelFunc
 	patience time.Time // until then what it has left under way may still become known; set once it is lost
@@ -53,7 +53,7 @@ func (p *Partition) learnLeader(l replication.Leadership) {
 	}
 	if l.Self && p.current == nil {
 		ctx, cancel := context.WithCancel(p.ctx)
-		lead := &leadership{term: l.Term, inflight: make(chan *group, maxInFlight), ctx: ctx, cancel: cancel}
+		lead := &leadership{term: l.Term, inflight: make(chan *proposal, maxInFlight), ctx: ctx, cancel: cancel}
 		p.current = lead
 		previous := p.leadDone
 		done := make(chan struct{})
@@ -83,12 +83,13 @@ func (p *Partition) leadTerm(l *leadership) {
 	}
 	a := p.a
 	a.mu.Lock()
-	a.lead, a.stalled, a.inFlight = l, false, 0
+	a.lead, a.stalled, a.inFlight, a.beside = l, false, 0, 0
 	a.mu.Unlock()
 	p.m.started.Store(true)
 	p.leaderMu.Lock()
 	p.leading.Store(p.current == l)
 	p.leaderMu.Unlock()
+	p.leadGroups(l)
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Int64("next_offset", p.m.look().next).Msg("leading the partition")
 loop:
 	for {
@@ -149,7 +150,7 @@ const (
 )
 
 // wait waits for a group's outcome.
-func (p *Partition) wait(l *leadership, g *group) (replication.Result, verdict) {
+func (p *Partition) wait(l *leadership, g *proposal) (replication.Result, verdict) {
 	if g.pending == nil {
 		if errors.Is(g.refused, replication.ErrClosed) {
 			return replication.Result{}, over
@@ -191,7 +192,7 @@ func (p *Partition) wait(l *leadership, g *group) (replication.Result, verdict) 
 }
 
 // outlive waits for the outcome of what a lost leadership has left under way, as long as it may become known.
-func (p *Partition) outlive(l *leadership, g *group, err error) (replication.Result, error) {
+func (p *Partition) outlive(l *leadership, g *proposal, err error) (replication.Result, error) {
 	p.setPatience(l)
 	var r replication.Result
 	for errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -214,14 +215,14 @@ func (p *Partition) setPatience(l *leadership) {
 
 // ruledOut says that a group never takes effect: a newer term has started here, and the commands that were applied
 // before it ended below the group's. No copy of it that is still under way can be taken any more.
-func (p *Partition) ruledOut(l *leadership, g *group) bool {
+func (p *Partition) ruledOut(l *leadership, g *proposal) bool {
 	last, over := p.m.ended(l.term)
 	return over && g.header.counter > last
 }
 
 // conclude settles the oldest group in flight, proposing it and those behind it again as
 // often as it takes. It returns false when the leadership is over.
-func (p *Partition) conclude(l *leadership, g *group) bool {
+func (p *Partition) conclude(l *leadership, g *proposal) bool {
 	r, v := p.wait(l, g)
 	if v == settled {
 		p.settle(g, r)
@@ -232,7 +233,7 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	a.stalled = true
 	n := len(l.inflight)
 	a.mu.Unlock()
-	list := []*group{g}
+	list := []*proposal{g}
 	verdicts := []verdict{v}
 	for range n {
 		h := <-l.inflight
@@ -258,8 +259,8 @@ func (p *Partition) conclude(l *leadership, g *group) bool {
 	return true
 }
 
-// insist proposes a group again until it is applied or the term is over.
-func (p *Partition) insist(l *leadership, g *group, v verdict) bool {
+// insist proposes a proposal again until it is applied or the term is over.
+func (p *Partition) insist(l *leadership, g *proposal, v verdict) bool {
 	for wait := retryFirst; v == again; wait = min(2*wait, retryMost) {
 		if l.ctx.Err() != nil {
 			return false
@@ -285,6 +286,7 @@ func (p *Partition) resign(l *leadership) {
 	}
 	p.leaderMu.Unlock()
 	l.cancel()
+	p.groups.Store(nil) // loops run one at a time, so it is this one's
 	a := p.a
 	a.mu.Lock()
 	a.lead = nil
@@ -309,9 +311,9 @@ func (p *Partition) resign(l *leadership) {
 
 // abandon answers a group that was proposed and whose being applied is not known. Where it may
 // still turn out that it never will be, that is waited for: such a record can be published again by anybody.
-func (p *Partition) abandon(l *leadership, g *group) {
+func (p *Partition) abandon(l *leadership, g *proposal) {
 	p.a.mu.Lock()
-	p.a.inFlight--
+	p.a.landed(g)
 	p.a.mu.Unlock()
 	if g.unknown {
 		p.setPatience(l)
@@ -325,7 +327,7 @@ func (p *Partition) abandon(l *leadership, g *group) {
 }
 
 // outlasts waits until a group is ruled out, or until there is no hope that it is.
-func (p *Partition) outlasts(l *leadership, g *group) bool {
+func (p *Partition) outlasts(l *leadership, g *proposal) bool {
 	look := time.NewTicker(outliveLook)
 	defer look.Stop()
 	for {
@@ -344,7 +346,7 @@ func (p *Partition) outlasts(l *leadership, g *group) bool {
 }
 
 // fail answers everybody in the group with the same error.
-func (p *Partition) fail(g *group, e *Error) {
+func (p *Partition) fail(g *proposal, e *Error) {
 	p.a.mu.Lock()
 	waits := p.a.forget(g)
 	p.a.mu.Unlock()
@@ -361,6 +363,9 @@ func (p *Partition) fail(g *group, e *Error) {
 	if g.control != nil {
 		g.control <- e
 	}
+	if g.entry != nil {
+		g.entry(nil, e)
+	}
 	g.release()
 }
 
@@ -375,17 +380,21 @@ func (w *idWait) settle(o Outcome) {
 	}
 }
 
-// settle answers a group that was applied. The next group is proposed first.
-func (p *Partition) settle(g *group, r replication.Result) {
+// settle answers a proposal that was applied. The next proposal is proposed first.
+func (p *Partition) settle(g *proposal, r replication.Result) {
 	a := p.a
+	p.sureAt.Store(g.at)
 	a.mu.Lock()
-	a.inFlight--
+	a.landed(g)
 	waits := a.forget(g)
 	late := p.rebuild(g, r.Data, waits)
 	a.pump()
 	a.mu.Unlock()
 	if g.control != nil {
 		g.control <- nil
+	}
+	if g.entry != nil {
+		g.entry(r.Data, nil)
 	}
 	for _, d := range late {
 		d.receiver.Settle(d.reply, d.outcome)
@@ -396,7 +405,7 @@ func (p *Partition) settle(g *group, r replication.Result) {
 	g.release()
 }
 
-func (p *Partition) settleItem(g *group, i int, results []byte, waits []*idWait) {
+func (p *Partition) settleItem(g *proposal, i int, results []byte, waits []*idWait) {
 	it := &g.items[i]
 	if it.recordsN == 0 {
 		return // built anew
@@ -470,7 +479,7 @@ type lateAnswer struct {
 // appender's mutex is held, and g's ids are off its books. Within one term this
 // can't happen, because the appender knows every id that is under way; it
 // guards against what it does not know.
-func (p *Partition) rebuild(g *group, results []byte, waits []*idWait) (late []lateAnswer) {
+func (p *Partition) rebuild(g *proposal, results []byte, waits []*idWait) (late []lateAnswer) {
 	for i := range g.items {
 		it := &g.items[i]
 		code, _, ok := itemResult(results, i)
@@ -482,7 +491,7 @@ func (p *Partition) rebuild(g *group, results []byte, waits []*idWait) (late []l
 	return late
 }
 
-func (p *Partition) rebuildItem(g *group, it *groupItem, waits []*idWait) (late []lateAnswer) {
+func (p *Partition) rebuildItem(g *proposal, it *proposalItem, waits []*idWait) (late []lateAnswer) {
 	a := p.a
 	b, _, err := record.Split(g.buf[it.at:])
 	if err != nil {

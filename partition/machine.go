@@ -67,7 +67,8 @@ type machine struct {
 	relaxedAt int64
 	closed    bool
 
-	window atomic.Pointer[idWindow] // the state's, for the appender
+	window atomic.Pointer[idWindow]   // the state's, for the appender
+	groups atomic.Pointer[groupTable] // likewise, for the leader's side of groups
 
 	reapplied atomic.Uint64 // entries applied before the first Start of this process
 	started   atomic.Bool
@@ -260,6 +261,10 @@ func (m *machine) apply(e *replication.Entry) error {
 		s.trim(int64(binary.BigEndian.Uint64(body)))
 	case kindBarrier:
 		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
+	case kindGroup:
+		if data, err = s.groups.apply(e.Index, s, body); err != nil {
+			return err
+		}
 	case kindAppend:
 		if e.Index == m.reach {
 			m.reach = 0
@@ -320,6 +325,9 @@ func (m *machine) applyAppend(index uint64, h commandHeader, body []byte) (resul
 // show makes applied state visible to readers and wakes those that wait.
 func (m *machine) show(chunks []storage.Chunk) {
 	s := m.state
+	if m.groups.Load() != s.groups { // opened or restored
+		m.groups.Store(s.groups)
+	}
 	m.visible.Lock()
 	for _, c := range chunks {
 		m.tail.push(c)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/parleymq/parley/partition/group"
 	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/partition/storage/memory"
@@ -183,6 +184,11 @@ func randomLog(t testing.TB, seed uint64, n int) [][]byte {
 			log = append(log, append(command(h), 0, 0, 0, 0, 0, 0, byte(rng.IntN(2)), byte(rng.IntN(256))))
 			counter++
 			continue
+		case 3, 4:
+			h.kind = kindGroup
+			log = append(log, randomGroupEntry(rng, command(h), len(log)))
+			counter++
+			continue
 		}
 		var items []func([]byte) []byte
 		for range 1 + rng.IntN(3) {
@@ -204,6 +210,32 @@ func randomLog(t testing.TB, seed uint64, n int) [][]byte {
 		counter++
 	}
 	return log
+}
+
+// randomGroupEntry has operations some of which apply.
+func randomGroupEntry(rng *rand.Rand, buf []byte, entries int) []byte {
+	var e group.Entry
+	e.Reset(buf)
+	for range 1 + rng.IntN(3) {
+		name := fmt.Sprint("g", rng.IntN(3))
+		token := uint64(entries - rng.IntN(min(entries, 30)))
+		switch rng.IntN(6) {
+		case 0, 1:
+			o := group.Options{DeadLetter: "d", BackoffMS: []int64{1, 2}}.WithDefaults(group.Exclusive)
+			e.Make(name, &o, rng.Int64N(50))
+		case 2:
+			e.Grant(name, token, "m", rng.Uint64N(9))
+		case 3:
+			e.Commit(name, token, rng.Int64N(100), rng.IntN(4) == 0)
+		case 4:
+			e.Move(name, rng.Int64N(50))
+		case 5:
+			if rng.IntN(4) == 0 {
+				e.Delete(name)
+			}
+		}
+	}
+	return e.Bytes()
 }
 
 // A replica that crashes at any moment and goes on from its newest checkpoint

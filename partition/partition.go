@@ -2,9 +2,12 @@
 // state machine that assigns offsets and recognises duplicates, an appender
 // that turns what is published into log entries, and a reader.
 //
-//	Append ─▶ appender ─▶ group ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
-//	                        ▲                            │    │
-//	                        └── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
+//	Append ─▶ appender ─▶ proposal ─▶ replication.Log ─▶ machine.Apply ─▶ storage.Store
+//	                        ▲                               │    │
+//	                        └───── leader loop ◀── result ──┘    └─▶ tail ─▶ Fetch
+//
+// Consumer groups (package group) are part of the replicated state; group_lead.go is
+// where their leader's side begins.
 //
 // Invariants that have cost others dearly:
 //
@@ -35,7 +38,7 @@ import (
 	"github.com/parleymq/parley/replication"
 )
 
-// maxInFlight is how many groups may be proposed and not yet applied.
+// maxInFlight is how many proposals may be proposed and not yet applied.
 const maxInFlight = 4
 
 const (
@@ -81,6 +84,9 @@ type Retention struct {
 	MaxAge     time.Duration // in log time
 	MaxBytes   int64         // of stored batches
 	MaxRecords int64
+	// WorkQueue lets go of records that every group has handled. While the partition knows
+	// no group it lets go of nothing.
+	WorkQueue bool
 }
 
 // Config of a partition. Host, Engine, Checkpoints and the ids are required.
@@ -107,6 +113,7 @@ type Config struct {
 	TailBudget     *TailBudget
 	DiskFull       func() bool                  // nil: never
 	OnLeader       func(replication.Leadership) // must not block
+	DeadLetter     DeadLetterFunc               // nil: what is dead waits for a leader that has one
 	Logger         zerolog.Logger
 }
 
@@ -134,6 +141,11 @@ type Partition struct {
 	acked     atomic.Uint64
 	retention atomic.Pointer[Retention]
 	checkers  sync.Pool
+
+	began   time.Time
+	sureAt  atomic.Int64              // when this replica last was known to lead, see now
+	groups  atomic.Pointer[groupLead] // while it leads
+	feeders sync.Pool
 }
 
 // Open starts the partition's replica. It returns once the replica runs, which
@@ -148,6 +160,8 @@ func Open(ctx context.Context, c Config) (*Partition, error) {
 	}
 	p := &Partition{c: c, name: fmt.Sprintf("%s/%d", c.Topic, c.Number), m: newMachine(&c)}
 	p.checkers.New = func() any { return new(batchCheck) }
+	p.feeders.New = func() any { return new(feeder) }
+	p.began = c.Clock()
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.retention.Store(&c.Retention)
 	p.a = newAppender(p)
@@ -258,7 +272,7 @@ func (p *Partition) AppendBatch(ctx context.Context, b record.Batch, expect int6
 	return nil
 }
 
-// Flush proposes what was taken, unless earlier groups are in flight: then it
+// Flush proposes what was taken, unless earlier proposals are in flight: then it
 // follows them.
 func (p *Partition) Flush() { p.a.flush() }
 

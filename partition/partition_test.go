@@ -25,6 +25,8 @@ type rig struct {
 	p      *Partition
 	limits Limits
 	ret    Retention
+
+	deadLetter DeadLetterFunc
 }
 
 func newRig(t testing.TB, seed uint64) *rig {
@@ -56,7 +58,7 @@ func (r *rig) open() *Partition {
 	p, err := Open(context.Background(), Config{
 		Topic: "orders", Number: 3, Log: storage.LogID{Topic: 1, Partition: 2, Replica: 3}, Shard: 2, Replica: 3,
 		Host: r.host, Engine: r.engine, Checkpoints: r.cp, Limits: r.limits, Retention: r.ret, RetentionEvery: time.Hour,
-		Logger: zerolog.Nop(),
+		DeadLetter: r.deadLetter, Logger: zerolog.Nop(),
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -541,7 +541,7 @@ func TestLeaseHoldsChunks(t *testing.T) {
 	if err := ask(2); err != nil {
 		t.Fatalf("while the lease holds: %v", err)
 	}
-	now = now.Add(leaseTime - time.Second)
+	now = now.Add(holdTime - time.Second)
 	if err := ask(3); err != nil { // renews its own
 		t.Fatal(err)
 	}
@@ -550,7 +550,7 @@ func TestLeaseHoldsChunks(t *testing.T) {
 	if err := ask(4); err != nil {
 		t.Fatalf("while another lease holds: %v", err)
 	}
-	now = now.Add(leaseTime + time.Second)
+	now = now.Add(holdTime + time.Second)
 	m.release()
 	if err := ask(4); !errors.Is(err, ErrTrimmed) {
 		t.Fatalf("when no lease holds: %v, want ErrTrimmed", err)

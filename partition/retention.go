@@ -63,6 +63,11 @@ func (p *Partition) retained(r Retention, b bounds) (int64, error) {
 	if r.MaxRecords > 0 {
 		start = max(start, b.next-r.MaxRecords)
 	}
+	if r.WorkQueue {
+		if handled, ok := p.m.groups.Load().handled(); ok {
+			start = max(start, min(handled, b.next))
+		}
+	}
 	return start, nil
 }
 

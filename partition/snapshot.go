@@ -305,8 +305,8 @@ type lease struct {
 }
 
 const (
-	// leaseTime is for how long a lease holds that isn't renewed.
-	leaseTime = 2 * time.Minute
+	// holdTime is for how long a lease holds that isn't renewed.
+	holdTime = 2 * time.Minute
 	// anybody holds the lease that begins with a snapshot, when nobody has asked yet.
 	anybody = 0
 	// maxLeases of one partition: more than it has replicas.
@@ -316,7 +316,7 @@ const (
 func (l leases) take(holder uint64, from int64, now time.Time) {
 	l.expire(now)
 	if _, has := l[holder]; has || len(l) < maxLeases {
-		l[holder] = lease{from: from, until: now.Add(leaseTime)}
+		l[holder] = lease{from: from, until: now.Add(holdTime)}
 	}
 }
 

@@ -27,6 +27,7 @@ type state struct {
 	chain    uint64 // digest of every chunk ever appended, see chain.go
 
 	producers *producerTable
+	groups    *groupTable
 	ids       *idWindow // rebuilt from the log's tail, not encoded
 
 	// ended are the terms before this one, for their leaders. Not encoded either.
@@ -47,7 +48,7 @@ type remembered struct {
 }
 
 func newState() *state {
-	return &state{producers: newProducerTable(), ids: newIDWindow()}
+	return &state{producers: newProducerTable(), groups: newGroupTable(), ids: newIDWindow()}
 }
 
 // admit decides whether a command may be applied and moves term and counter.
@@ -124,9 +125,11 @@ func (s *state) accept(it item) {
 
 func (s *state) trim(to int64) {
 	s.start = max(s.start, min(to, s.next))
+	s.groups.trim(s.start)
 }
 
-const stateVersion = 2
+// stateVersion 3 has groups at its end; 2 has none and is read as well.
+const stateVersion = 3
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
@@ -135,12 +138,13 @@ func (s *state) encode(b []byte) []byte {
 		uint64(s.stored), uint64(s.marked), uint64(s.markedAt), s.chain} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
-	return s.producers.encode(b)
+	return s.groups.encode(s.producers.encode(b))
 }
 
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
-	if v := d.u8(); d.err == nil && v != stateVersion {
+	v := d.u8()
+	if d.err == nil && v != 2 && v != stateVersion {
 		return nil, fmt.Errorf("decode partition state: version %d, this broker knows %d", v, stateVersion)
 	}
 	s := newState()
@@ -149,6 +153,9 @@ func decodeState(b []byte) (*state, error) {
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.chain = d.u64()
 	s.producers = decodeProducers(d)
+	if v >= 3 {
+		s.groups = decodeGroups(d)
+	}
 	switch {
 	case d.err != nil:
 	case len(d.b) != 0:

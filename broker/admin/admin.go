@@ -8,6 +8,7 @@
 //	/v1/topics           ?after= &limit= &deleted=true
 //	/v1/topics/NAME
 //	/v1/partitions       of all topics
+//	/v1/groups           ?topic=              /v1/groups/TOPIC/GROUP
 //	/v1/cluster          /v1/health  /v1/brokers  /v1/brokers/NAME
 //	/v1/epochs           ?after= &limit=      /v1/epochs/N
 //	/debug/pprof/        where it is switched on
@@ -74,6 +75,12 @@ func New(o Options) http.Handler {
 		return h.TopicDescribe(r.Context(), wire.NameRequest{Name: r.PathValue("name")})
 	})
 	v1("partitions", func(r *http.Request) (any, error) { return partitions(r.Context(), h), nil })
+	v1("groups", func(r *http.Request) (any, error) {
+		return h.GroupList(r.Context(), wire.GroupListRequest{Topic: r.URL.Query().Get("topic")})
+	})
+	v1("groups/{topic}/{group}", func(r *http.Request) (any, error) {
+		return h.GroupDescribe(r.Context(), wire.GroupRequest{Topic: r.PathValue("topic"), Group: r.PathValue("group")})
+	})
 	v1("cluster", func(r *http.Request) (any, error) { return h.ClusterStatus(r.Context(), api.None{}) })
 	v1("health", func(r *http.Request) (any, error) { return h.ClusterHealth(r.Context(), api.None{}) })
 	v1("brokers", func(r *http.Request) (any, error) { return h.BrokerList(r.Context(), api.None{}) })

@@ -47,6 +47,8 @@ type Runtime interface {
 	Reach(broker uint64) Reach
 	// Problems lists what is wrong with this broker itself.
 	Problems() []string
+
+	Groups
 }
 
 // Part names a partition by its topic's id.
@@ -130,6 +132,11 @@ var requests = map[string]handler{
 	wire.APIBrokerResume:      with((*Handlers).BrokerResume),
 	wire.APIBrokerRemove:      with((*Handlers).BrokerRemove),
 	wire.APIClusterBalance:    with((*Handlers).ClusterBalance),
+	wire.APIGroupList:         with((*Handlers).GroupList),
+	wire.APIGroupDescribe:     with((*Handlers).GroupDescribe),
+	wire.APIGroupReset:        with((*Handlers).GroupReset),
+	wire.APIGroupDelete:       with((*Handlers).GroupDelete),
+	wire.APIGroupRedrive:      with((*Handlers).GroupRedrive),
 	wire.APIEpochShow:         with((*Handlers).EpochShow),
 	wire.APIEpochList:         with((*Handlers).EpochList),
 }

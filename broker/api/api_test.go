@@ -42,6 +42,18 @@ func (still) Transfer(context.Context, uint64, int32, uint64) error { return nil
 func (still) Reach(uint64) Reach                                    { return Reach{Up: true} }
 func (still) Problems() []string                                    { return nil }
 
+// Groups are asked about in group_test.go.
+func (still) GroupParts(_ context.Context, _ string, parts []Part) []GroupPart {
+	return make([]GroupPart, len(parts))
+}
+func (still) GroupSums(context.Context, []Part) ([]GroupSum, []string) { return nil, nil }
+func (still) SetGroup(_ context.Context, parts []Part, _ wire.GroupSetRequest) []error {
+	return make([]error, len(parts))
+}
+func (still) Redrive(context.Context, wire.GroupRedriveRequest) (wire.GroupRedriven, error) {
+	return wire.GroupRedriven{}, nil
+}
+
 func handlers(t testing.TB, brokers int) *Handlers {
 	t.Helper()
 	s, err := epoch.Open(epoch.Options{Dir: t.TempDir(), Self: config.Broker{ID: 1, Name: "b1", Incarnation: "0"}, Clock: time.Now, Genesis: func() *config.Config {

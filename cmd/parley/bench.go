@@ -28,6 +28,10 @@ type benchFlags struct {
 	outstanding int
 	batch       string
 	progress    bool
+	keys        int
+	group       string
+	shared      bool
+	keyOrdered  bool
 
 	bytes int // of size
 }
@@ -40,6 +44,7 @@ const (
 	benchBuffer   = 1 << 16          // records of one client that wait for their ack
 	benchQueue    = 4 << 20          // bytes of one client that wait for their ack, a partition
 	benchClients  = 1024
+	benchKeys     = 1 << 20
 	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
 	warmFrom      = 10_000 // fewer records are measured from the first one on
@@ -91,11 +96,14 @@ is created when --partitions says with how many.`,
 		a.benchPub, func(cmd *cobra.Command, f *benchFlags) {
 			cmd.Flags().StringVar(&f.compression, "compression", "none", "`none|zstd|lz4|snappy`")
 			cmd.Flags().StringVar(&f.batch, "batch", "512KiB", "`size` at which a batch is full")
+			cmd.Flags().IntVar(&f.keys, "keys", 0, "give the records so `many` keys in turn, which then say the partition (default: no keys)")
 			cmd.Flags().BoolVar(&f.plain, "plain", false, "publish as a plain NATS client does: one message a record, a reply each")
 			cmd.Flags().IntVar(&f.outstanding, "outstanding", 500, "with --plain: publishes of a client that wait for their ack")
 		})
-	sub("sub", "How fast records are read from the earliest on", "  parley bench sub load --records 1000000", a.benchSub, nil)
-	sub("e2e", "From publish to read: the latency of both together", "  parley bench e2e load --rate 1000 --size 128B", a.benchE2E, nil)
+	sub("sub", "How fast records are read from the earliest on", "  parley bench sub load --records 1000000\n  parley bench sub load --group g1 --shared --records 1000000",
+		a.benchSub, benchGroupFlags)
+	sub("e2e", "From publish to read: the latency of both together", "  parley bench e2e load --rate 1000 --size 128B\n  parley bench e2e load --group g2 --rate 1000",
+		a.benchE2E, benchGroupFlags)
 	sub("latency", "How long a lone publish takes, one after the other", "  parley bench latency load --records 10000", a.benchLatency, nil)
 	return parent
 }
@@ -116,6 +124,14 @@ func (f *benchFlags) check() error {
 		return usagef("--clients %d: want 1 to %d", f.clients, benchClients)
 	case f.partitions < 0 || f.partitions > wire.MaxPartitions:
 		return usagef("--partitions %d: want 1 to %d", f.partitions, wire.MaxPartitions)
+	case f.group == "" && (f.shared || f.keyOrdered):
+		return usagef("--shared and --key-ordered are about a group: give --group")
+	case f.keyOrdered && !f.shared:
+		return usagef("--key-ordered is a kind of --shared: give both")
+	case f.keys < 0 || f.keys > benchKeys:
+		return usagef("--keys %d: want 0 to %d", f.keys, benchKeys)
+	case f.keys > 0 && f.plain:
+		return usagef("--keys and --plain exclude each other: the subject is a plain publish's key")
 	case f.rate < 0:
 		return usagef("--rate %v: want 0 or more", f.rate)
 	case f.plain && (f.outstanding < 1 || f.outstanding > benchBuffer):

@@ -138,11 +138,21 @@ func (a *app) publishLoad(ctx context.Context, m *meter, f *benchFlags, topic st
 		}
 	}
 	turn := max(client.DefaultBatchBytes/f.bytes, 1)
+	keys := make([][]byte, f.keys)
+	for i := range keys {
+		keys[i] = fmt.Appendf(nil, "key-%d", i)
+	}
 	values, pace := newPayloads(f.bytes, benchSeed+uint64(index)), newPacer(f.rate, f.clients, index)
 	for n := index * turn; m.claim(); n++ {
 		partition := int32(n / turn % int(partitions))
+		r := client.Record{Value: values.next(), Partition: partition}
+		if f.keys > 0 {
+			r.Key = keys[n%f.keys]
+			partition = client.ByKey(r, partitions)
+			r.Partition = partition
+		}
 		times[partition].push(pace.wait(m.stop))
-		err := p.SendFunc(ctx, client.Record{Value: values.next(), Partition: partition}, settle[partition])
+		err := p.SendFunc(ctx, r, settle[partition])
 		if err != nil {
 			times[partition].unpush()
 			if ctx.Err() != nil {

@@ -30,6 +30,9 @@ func (a *app) benchSub(ctx context.Context, f *benchFlags, topic string) (benchR
 	if err != nil {
 		return benchResult{}, err
 	}
+	if f.group != "" {
+		return a.groupLoad(ctx, f, topic)
+	}
 	// The warm-up reads by itself, so that the measurement counts what was asked
 	// for, from the first record on.
 	warm := *f
@@ -144,11 +147,14 @@ func (a *app) benchE2E(ctx context.Context, f *benchFlags, topic string) (benchR
 		return benchResult{}, err
 	}
 	defer closeClient(c)
+	e := &e2eRun{m: newMeter(f), id: rand.Uint64()}
+	if f.group != "" {
+		return a.benchE2EGroup(ctx, f, topic, partitions, e, c)
+	}
 	reader, err := c.NewReader(ctx, topic, client.FromLatest(), partitionsUpTo(partitions))
 	if err != nil {
 		return benchResult{}, err
 	}
-	e := &e2eRun{m: newMeter(f), id: rand.Uint64()}
 	reading, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	var readErr error
@@ -181,11 +187,15 @@ func (e *e2eRun) read(ctx context.Context, r *client.Reader) error {
 			return err
 		}
 		for i := range batch {
-			v := batch[i].Value
-			if len(v) >= stampBytes && binary.LittleEndian.Uint64(v) == e.id {
-				e.m.settle(h, time.Unix(0, int64(binary.LittleEndian.Uint64(v[8:]))), len(v))
-			}
+			e.see(h, batch[i].Value)
 		}
+	}
+}
+
+// see counts a record of this run.
+func (e *e2eRun) see(h *histogram, v []byte) {
+	if len(v) >= stampBytes && binary.LittleEndian.Uint64(v) == e.id {
+		e.m.settle(h, time.Unix(0, int64(binary.LittleEndian.Uint64(v[8:]))), len(v))
 	}
 }
 

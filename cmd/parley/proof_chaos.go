@@ -27,6 +27,7 @@ type chaosFlags struct {
 	recovery   time.Duration // how long the cluster may take to settle after a fault
 	moves      int
 	atOnce     int
+	groups     bool
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -58,14 +59,16 @@ func (f *chaosFlags) check(cmd *cobra.Command) error {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3}
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3, groups: true}
 	cmd := &cobra.Command{
 		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
 		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
 plain NATS clients and readers run, one fault follows the other: ` + strings.Join(faultNames(), ", ") + `.
 After the last one everything is read back and the replicas' logs are compared on disk:
 nothing lost, duplicated, reordered or never sent, no offset with two values, replicas
-the same byte for byte. Exit 1 if anything is wrong.
+the same byte for byte. Three consumer groups work meanwhile, exclusive, shared and
+key-ordered: every record is handled, none that was acked comes again, no two members
+have the same right, and nothing is taken under an old token. Exit 1 if anything is wrong.
 
 With --moves the partitions move from brokers to brokers meanwhile, some of them to others before they have
 arrived; the faults go on until all of them have. Then each replica must be where the last epoch says, and nothing
@@ -101,6 +104,7 @@ else.`,
 	flags.StringSliceVar(&f.faults, "faults", nil, "only these `kinds` of faults")
 	flags.IntVar(&f.moves, "moves", 0, "so `many` moves of partitions beside the faults, which go on until they are done")
 	flags.IntVar(&f.atOnce, "moves-at-once", f.atOnce, "so `many` partitions move at the same time")
+	flags.BoolVar(&f.groups, "groups", f.groups, "consumer groups beside the producers and readers")
 	return cmd
 }
 
@@ -154,6 +158,7 @@ type chaosProof struct {
 	c       *client.Client
 	audit   *chaosAudit
 	load    *chaosLoad
+	groups  *chaosGroups // nil: none
 	results map[string]*faultResult
 	changes int // of the topic
 	epochs  epochResult
@@ -181,9 +186,15 @@ type chaosResult struct {
 	Different int64                   `json:"different_replicas"`
 	Moves     *movesResult            `json:"moves,omitempty"`
 	ByFault   map[string]*faultResult `json:"by_fault"`
+	Groups    map[string]groupVerdict `json:"groups,omitempty"`
 }
 
 func (r *chaosResult) allClean() bool {
+	for _, v := range r.Groups {
+		if !v.clean() {
+			return false
+		}
+	}
 	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.StaleEnds+r.Stale+r.Failures+r.Different == 0
 }
 
@@ -260,8 +271,18 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 		if running {
 			cancel()
 			p.load.stop()
+			if p.groups != nil {
+				p.groups.stop()
+			}
 		}
 	}()
+	if f.groups {
+		groups := newChaosGroups(p.c, urls, p.audit, min(f.partitions, 4))
+		if err := groups.start(loadCtx, f.seed); err != nil {
+			return err
+		}
+		p.groups = groups
+	}
 	begin := time.Now()
 	if err := p.settle(ctx, begin, true); err != nil {
 		return err
@@ -277,6 +298,13 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	}
 	running = false
 	p.load.stop()
+	var verdicts map[string]groupVerdict
+	if p.groups != nil {
+		if verdicts, err = p.groups.finish(ctx, p.say); err != nil {
+			p.groups.stop()
+			return err
+		}
+	}
 	r, err := p.conclude(ctx)
 	if err != nil {
 		return err
@@ -286,7 +314,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if err := p.onDisk(ctx, r); err != nil {
 		return err
 	}
-	r.Seconds = time.Since(begin).Seconds()
+	r.Seconds, r.Groups = time.Since(begin).Seconds(), verdicts
 	if err := p.print(r); err != nil {
 		return err
 	}
@@ -405,6 +433,12 @@ func (p *chaosProof) print(r *chaosResult) error {
 		return err
 	}
 	fmt.Fprintln(p.a.stdout)
+	if len(r.Groups) > 0 {
+		if err := p.a.printTable(groupsTable(r.Groups)); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.a.stdout)
+	}
 	v := newTable()
 	v.row(str("seed"), rightText(fmt.Sprint(r.Seed)))
 	r.verdict.table(v)

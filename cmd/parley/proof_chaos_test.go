@@ -41,7 +41,19 @@ func TestChaosProof(t *testing.T) {
 			t.Errorf("%s: %v", key, r[key])
 		}
 	}
-	if r["acked"] == 0.0 || r["replicas"] != 12.0 || r["faults"] == 0.0 || r["live_read"] == 0.0 {
+	groups, _ := r["groups"].(map[string]any)
+	for _, name := range []string{groupExclusive, groupShared, groupKeyed} {
+		v, _ := groups[name].(map[string]any)
+		for _, key := range []string{"unhandled", "undone", "reordered", "two_live", "old_tokens", "letters"} {
+			if v[key] != 0.0 {
+				t.Errorf("group %s, %s: %v", name, key, v[key])
+			}
+		}
+		if v["handled"] == 0.0 {
+			t.Errorf("group %s: %v", name, v)
+		}
+	}
+	if n, _ := r["replicas"].(float64); n < 24 || r["acked"] == 0.0 || r["faults"] == 0.0 || r["live_read"] == 0.0 {
 		t.Errorf("%v", r)
 	}
 }

@@ -103,6 +103,9 @@ the context chosen with "parley context use".`,
 		}
 	}
 	group("data", topic, pub, read)
+	groups := a.groupCommand()
+	a.completeTopic(groups.Commands()...)
+	group("data", groups)
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
 	group("measure", a.demoCommand(), bench, check)
 	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand(), a.proofCommand())

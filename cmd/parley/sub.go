@@ -23,6 +23,7 @@ type subFlags struct {
 	partition int32
 	count     int64
 	untilEnd  bool
+	group     groupFlags
 }
 
 func (a *app) subCommand() *cobra.Command {
@@ -31,14 +32,30 @@ func (a *app) subCommand() *cobra.Command {
 		Use: "sub TOPIC", Short: "Reads records, one value a line", Args: exactly(1, "TOPIC"),
 		Long: `Reads a topic's records: the values as they are, each followed by a line feed, or with
 -o json one object a line. Each partition is read in order. A value that is not UTF-8
-is in value_base64 instead of value, a key in key_base64.`,
+is in value_base64 instead of value, a key in key_base64.
+
+With --group it is a member of a consumer group: it gets its share of the partitions, or with --shared of the
+records, and a record is acked when it is written. The group is made when it isn't there; --from says
+where it then begins.`,
 		Example: `  parley sub orders
   parley sub orders --from earliest --until-end > orders.txt
   parley sub orders --from -1h -o json
-  parley sub orders --partition 2 --from 4711 --count 10`,
+  parley sub orders --partition 2 --from 4711 --count 10
+  parley sub orders --group billing
+  parley sub orders --group workers --shared --count 1 -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("count") && f.count < 1 {
 				return usagef("--count %d: want 1 or more", f.count)
+			}
+			if f.group.name != "" {
+				opts, err := f.groupOptions(cmd, time.Now())
+				if err != nil {
+					return err
+				}
+				return a.subGroup(cmd.Context(), args[0], &f, opts)
+			}
+			if err := f.group.withoutGroup(cmd); err != nil {
+				return err
 			}
 			opts, err := f.options(cmd.Flags().Changed("partition"), time.Now())
 			if err != nil {
@@ -53,13 +70,14 @@ is in value_base64 instead of value, a key in key_base64.`,
 	flags.Int32Var(&f.partition, "partition", 0, "read this partition `number` only")
 	flags.Int64Var(&f.count, "count", 0, "stop after so `many` records")
 	flags.BoolVar(&f.untilEnd, "until-end", false, "stop at what was the end when the reading began")
+	f.group.register(flags)
 	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"earliest", "latest"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 // options turns the flags into a reader's options.
 func (f *subFlags) options(onePartition bool, now time.Time) ([]client.ReaderOption, error) {
-	from, err := start(f.from, now)
+	from, err := start("from", f.from, now)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +94,8 @@ func (f *subFlags) options(onePartition bool, now time.Time) ([]client.ReaderOpt
 	return opts, nil
 }
 
-func start(from string, now time.Time) (client.ReaderOption, error) {
+// start reads the flag that says where to begin.
+func start(flag, from string, now time.Time) (client.Start, error) {
 	switch from {
 	case "earliest":
 		return client.FromEarliest(), nil
@@ -94,7 +113,7 @@ func start(from string, now time.Time) (client.ReaderOption, error) {
 	if t, err := time.Parse(time.RFC3339, from); err == nil {
 		return client.FromTime(t), nil
 	}
-	return nil, usagef("--from %q: want earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or a span back such as -1h", from)
+	return client.Start{}, usagef("--%s %q: want earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or a span back such as -1h", flag, from)
 }
 
 // idleAfter is how long output waits for more records before it is flushed.
@@ -208,8 +227,13 @@ func appendRecord(b []byte, m *client.Message) []byte {
 	}
 	b = append(b, `},"time":"`...)
 	b = m.Timestamp.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
-	// Without a group a record is handed out once.
-	return append(b, `","deliveries":1}`...)
+	b = append(b, `","deliveries":`...)
+	b = strconv.AppendInt(b, int64(m.Deliveries), 10)
+	if m.Token != 0 {
+		b = append(b, `,"token":`...)
+		b = strconv.AppendUint(b, m.Token, 10)
+	}
+	return append(b, '}')
 }
 
 // appendHeader appends header i with all values of its key, unless an earlier one

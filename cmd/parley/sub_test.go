@@ -19,13 +19,15 @@ func TestRecordAsJSON(t *testing.T) {
 		m    client.Message
 		want string
 	}{
-		{"plain", client.Message{Topic: "t", Partition: 2, Offset: 41, Timestamp: at, Value: []byte("v")},
+		{"plain", client.Message{Topic: "t", Deliveries: 1, Partition: 2, Offset: 41, Timestamp: at, Value: []byte("v")},
 			`{"topic":"t","partition":2,"offset":41,"key":null,"value":"v","headers":{},"time":"2026-01-31T12:00:00.005Z","deliveries":1}`},
-		{"empty key and value", client.Message{Topic: "t", Timestamp: at, Key: []byte{}},
+		{"empty key and value", client.Message{Topic: "t", Deliveries: 1, Timestamp: at, Key: []byte{}},
 			`{"topic":"t","partition":0,"offset":0,"key":"","value":"","headers":{},"time":"2026-01-31T12:00:00.005Z","deliveries":1}`},
-		{"not UTF-8", client.Message{Topic: "t", Timestamp: at, Key: []byte{0xff}, Value: []byte("a\xfe")},
+		{"not UTF-8", client.Message{Topic: "t", Deliveries: 1, Timestamp: at, Key: []byte{0xff}, Value: []byte("a\xfe")},
 			`{"topic":"t","partition":0,"offset":0,"key_base64":"/w==","value_base64":"Yf4=","headers":{},"time":"2026-01-31T12:00:00.005Z","deliveries":1}`},
-		{"headers", client.Message{Topic: "t", Timestamp: at, Headers: []client.Header{client.Text("a", "1"), client.Text("b", "2"), client.Text("a", "3")}},
+		{"of a group", client.Message{Topic: "t", Deliveries: 3, Token: 77, Timestamp: at},
+			`{"topic":"t","partition":0,"offset":0,"key":null,"value":"","headers":{},"time":"2026-01-31T12:00:00.005Z","deliveries":3,"token":77}`},
+		{"headers", client.Message{Topic: "t", Deliveries: 1, Timestamp: at, Headers: []client.Header{client.Text("a", "1"), client.Text("b", "2"), client.Text("a", "3")}},
 			`{"topic":"t","partition":0,"offset":0,"key":null,"value":"","headers":{"a":["1","3"],"b":["2"]},"time":"2026-01-31T12:00:00.005Z","deliveries":1}`},
 	} {
 		got := string(appendRecord(nil, &c.m))
@@ -42,7 +44,7 @@ func FuzzAppendRecord(f *testing.F) {
 	f.Add("k", "v\n\x00\"\\é\u2028", "h", "x")
 	f.Add("\xff", "\xed\xa0\x80", "\x7f", "\t")
 	f.Fuzz(func(t *testing.T, key, value, name, header string) {
-		m := client.Message{Topic: "t", Key: []byte(key), Value: []byte(value), Headers: []client.Header{client.Text(name, header), client.Text(name, "2")}}
+		m := client.Message{Topic: "t", Deliveries: 1, Key: []byte(key), Value: []byte(value), Headers: []client.Header{client.Text(name, header), client.Text(name, "2")}}
 		line := appendRecord(nil, &m)
 		var got map[string]any
 		if err := json.Unmarshal(line, &got); err != nil {
@@ -80,12 +82,12 @@ func BenchmarkAppendRecord(b *testing.B) {
 func TestFrom(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{"earliest", "latest", "0", "4711", "2026-01-31T12:00:00Z", "2026-01-31T12:00:00+01:00", "-1h", "-7d", "-90s"} {
-		if _, err := start(good, time.Now()); err != nil {
+		if _, err := start("from", good, time.Now()); err != nil {
 			t.Errorf("--from %s: %v", good, err)
 		}
 	}
 	for _, bad := range []string{"", "now", "-5", "1.5", "2026-01-31", "--1h", "9223372036854775808"} {
-		if _, err := start(bad, time.Now()); err == nil {
+		if _, err := start("from", bad, time.Now()); err == nil {
 			t.Errorf("--from %q is taken", bad)
 		}
 	}

@@ -26,8 +26,8 @@ func TestBuilderLimits(t *testing.T) {
 		if err := b.Append(value(1 << 20)); err != nil {
 			t.Error(err)
 		}
-		wantError(t, b.Append(value(1<<20+1)), ErrRecordTooLarge, "1048576")
-		wantError(t, b.Append(value(1<<20)), ErrBatchFull, "")
+		wantError(t, b.Append(value(1<<20+AddedBytes+1)), ErrRecordTooLarge, "1052672")
+		wantError(t, b.Append(value(1<<20+AddedBytes)), ErrBatchFull, "")
 		if b.Count() != 1 {
 			t.Errorf("count %d", b.Count())
 		}

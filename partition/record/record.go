@@ -68,13 +68,17 @@ type Limits struct {
 	MaxHeaders           int // headers of one record
 }
 
+// AddedBytes is what headers that a broker adds may take beyond the largest record
+// that a producer may send: a dead letter says where it comes from and why.
+const AddedBytes = 4 << 10
+
 // DefaultLimits are what a broker accepts and every reader must be able to read.
 //
 // MaxHeaders is there because an empty header takes two bytes in a batch and 48
 // in memory.
 var DefaultLimits = Limits{
 	MaxBatchBytes:        1<<20 + 64<<10,
-	MaxRecordBytes:       1 << 20,
+	MaxRecordBytes:       1<<20 + AddedBytes,
 	MaxRecords:           65536,
 	MaxDecompressedBytes: 8 << 20,
 	MaxHeaders:           4096,

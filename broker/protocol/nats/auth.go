@@ -63,7 +63,7 @@ type Access struct {
 // broker's to answer, and to replies on their way to another broker. They may send
 // them, and everything else is free.
 var DefaultPermissions = &Permissions{
-	Subscribe: Access{Deny: []string{"$PARLEY.API.>", "$PARLEY.PUB.>", "$PARLEY.FETCH.>", "_PARLEY.>"}},
+	Subscribe: Access{Deny: []string{"$PARLEY.API.>", "$PARLEY.PUB.>", "$PARLEY.FETCH.>", "$PARLEY.GROUP.>", "$PARLEY.NEXT.>", "$PARLEY.ACK.>", "_PARLEY.>"}},
 }
 
 // permits reports whether all of the subject or filter is allowed and not

@@ -27,14 +27,14 @@ type Outcome struct {
 	Err       *Error
 }
 
-// group is what becomes one entry of the log: batches that came ready made and
+// proposal is what becomes one entry of the log: batches that came ready made and
 // batches built from single records, in the order in which they were taken.
-// Control commands (trim, barrier) are groups of their own.
-type group struct {
+// Control commands (trim, barrier) are proposals of their own.
+type proposal struct {
 	kind    commandKind
 	header  commandHeader
 	buf     []byte // the entry; owned by the log once proposed
-	items   []groupItem
+	items   []proposalItem
 	records []pendingRecord
 	replies []byte
 	hashes  []idAt // of all items
@@ -45,10 +45,12 @@ type group struct {
 	refused error // Propose's, when pending is nil
 	unknown bool  // an attempt may have been committed
 	control chan<- *Error
+	entry   func(results []byte, e *Error) // told the outcome of an entry about groups
+	at      int64                          // when it was proposed first, see Partition.now
 }
 
-// groupItem is one batch: its pending records, its message ids, where its bytes are.
-type groupItem struct {
+// proposalItem is one batch: its pending records, its message ids, where its bytes are.
+type proposalItem struct {
 	at                int // of the batch in buf
 	records, recordsN int
 	hashes, hashesN   int
@@ -60,35 +62,35 @@ type pendingRecord struct {
 	reply, replyLen int
 }
 
-var groups = sync.Pool{New: func() any { return new(group) }}
+var proposals = sync.Pool{New: func() any { return new(proposal) }}
 
-func newGroup(kind commandKind, capacity int) *group {
-	g := groups.Get().(*group)
+func newProposal(kind commandKind, capacity int) *proposal {
+	g := proposals.Get().(*proposal)
 	g.kind = kind
 	g.buf = make([]byte, commandHeaderSize, commandHeaderSize+capacity)
 	return g
 }
 
-// release gives the group's own memory back; buf belongs to the log.
-func (g *group) release() {
+// release gives the proposal's own memory back; buf belongs to the log.
+func (g *proposal) release() {
 	clear(g.records)
-	*g = group{items: g.items[:0], records: g.records[:0], replies: g.replies[:0], hashes: g.hashes[:0]}
-	groups.Put(g)
+	*g = proposal{items: g.items[:0], records: g.records[:0], replies: g.replies[:0], hashes: g.hashes[:0]}
+	proposals.Put(g)
 }
 
-func (g *group) reply(r *pendingRecord) []byte {
+func (g *proposal) reply(r *pendingRecord) []byte {
 	if r.replyLen == 0 {
 		return nil
 	}
 	return g.replies[r.reply : r.reply+r.replyLen]
 }
 
-func (g *group) addPending(rcv Receiver, reply []byte) {
+func (g *proposal) addPending(rcv Receiver, reply []byte) {
 	g.records = append(g.records, pendingRecord{receiver: rcv, reply: len(g.replies), replyLen: len(reply)})
 	g.replies = append(g.replies, reply...)
 }
 
-// openItem is the batch under construction at the end of a group.
+// openItem is the batch under construction at the end of a proposal.
 type openItem struct {
 	builder *record.Builder
 	records int // index of its first pending record
