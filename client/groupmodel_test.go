@@ -340,6 +340,15 @@ func (g *modelGroup) ack(m *model, q *wire.GroupAckRequest, now time.Time) reply
 	var out wire.GroupAcked
 	for i, it := range q.Items {
 		refused := false
+		for o := it.First; o <= it.Last && it.First < it.Last; o++ {
+			// An item is taken or refused as a whole.
+			d := g.out[o]
+			refused = refused || (d == nil || d.token != it.Token || d.member != q.Member) && !(g.acked[o] && it.Kind == wire.AckDone)
+		}
+		if refused {
+			out.Refused = append(out.Refused, wire.GroupRefusal{Item: i, Reason: wire.ReasonStaleToken, Description: "model says no to one of them"})
+			continue
+		}
 		for o := it.First; o <= it.Last; o++ {
 			d := g.out[o]
 			if d == nil || d.token != it.Token || d.member != q.Member || now.After(d.until) && it.Kind != wire.AckDone {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -221,5 +222,51 @@ func TestManyMembers(t *testing.T) {
 		eventually(t, ctx, "the last one has all", func() (bool, string) {
 			return len(all[0].Leases()) == partitions, fmt.Sprint(all[0].Leases())
 		})
+	})
+}
+
+// A lease that is granted while the partition goes to another is given back, not left to run out.
+func TestLeaseThatComesTooLate(t *testing.T) {
+	t.Parallel()
+	groupBubble(t, 1, faults{delay: 100 * time.Millisecond}, map[string]int{"t": 16}, func(ctx context.Context, _ *model, c *Client) {
+		h := func(context.Context, *Message) error { return nil }
+		for range 4 {
+			a := mustSubscribe(t, ctx, c, "g", h)
+			b := mustSubscribe(t, ctx, c, "g", h)
+			start := time.Now()
+			eventually(t, ctx, "both have eight", func() (bool, string) {
+				return len(a.Leases()) == 8 && len(b.Leases()) == 8, fmt.Sprint(a.Leases(), b.Leases())
+			})
+			if took := time.Since(start); took > 8*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			if err := errors.Join(a.Close(ctx), b.Close(ctx)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// One delivery of many is void: the acks of the others are taken all the same.
+func TestOneOfManyIsRefused(t *testing.T) {
+	t.Parallel()
+	groupBubble(t, 1, faults{delay: time.Millisecond}, map[string]int{"t": 1}, func(ctx context.Context, m *model, c *Client) {
+		m.fillKeys("t", 0, 40, 5, None)
+		deliveries := map[int64]int32{}
+		mustSubscribe(t, ctx, c, "g", func(_ context.Context, msg *Message) error {
+			if msg.Offset == 0 && msg.Deliveries == 1 {
+				m.mu.Lock()
+				delete(m.groupAt("t", 0, "g").out, 17)
+				m.mu.Unlock()
+			}
+			deliveries[msg.Offset] = msg.Deliveries
+			return nil
+		}, Mode(Shared))
+		eventually(t, ctx, "handled", func() (bool, string) { return m.handled("t", "g") })
+		for o, n := range deliveries {
+			if want := map[bool]int32{true: 2, false: 1}[o == 17]; n != want {
+				t.Errorf("offset %d was delivered %d times", o, n)
+			}
+		}
 	})
 }
