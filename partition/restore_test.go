@@ -570,6 +570,59 @@ func TestRestoreLeavesItsTurn(t *testing.T) {
 	}
 }
 
+// forgetChain makes of a machine what it was before there were chains.
+func (m *machine) forgetChain(t testing.TB) {
+	t.Helper()
+	s, err := decodeState(unchained(m.state.encode(nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain []storage.IndexEntry
+	for at := int64(0); ; {
+		k, v, ok, err := m.store.Seek(markKey(at), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		mk, err := parseMark(k, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, mk.chained = mk.offset+1, false
+		plain = append(plain, mk.entry())
+	}
+	err = errors.Join(m.store.Mend(nil, plain), m.store.Settle(storage.Mark{Start: s.start, Next: s.next}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ids = m.state.ids
+	m.state = s
+}
+
+// TestRestoreFromBeforeChains: replicas that were made before there were chains, each at another
+// entry when it got one, still fetch only what they lack.
+func TestRestoreFromBeforeChains(t *testing.T) {
+	t.Parallel()
+	log := randomLog(t, 3, 400)
+	source, m := machineAt(t, log, 150), machineAt(t, log, 100)
+	source.forgetChain(t)
+	m.forgetChain(t)
+	source.feed(t, log, 150, len(log))
+	m.feed(t, log, 100, 200)
+	lacks := frames(t, source, m.look().next, source.look().next)
+	peers := &sources{of: map[uint64]*machine{7: source}}
+	m.recover(t, mustSnapshot(t, source), peers)
+	alike(t, m, source)
+	if peers.bytes > lacks {
+		t.Errorf("%d bytes were fetched, %d lacked", peers.bytes, lacks)
+	}
+	third := machineAt(t, nil, 0)
+	third.recover(t, mustSnapshot(t, m), &sources{of: map[uint64]*machine{7: source}})
+	alike(t, third, source)
+}
+
 // TestLeaseHoldsChunks: what a snapshot lists stays until the lease runs out, for whoever asks.
 func TestLeaseHoldsChunks(t *testing.T) {
 	t.Parallel()

@@ -126,7 +126,12 @@ func (s *state) trim(to int64) {
 	s.start = max(s.start, min(to, s.next))
 }
 
-const stateVersion = 2
+const (
+	stateVersion = 2
+	// stateUnchained had no chain: it begins at 0 there, and marks before have none. Replicas that came from such
+	// states have other chains, and read what they compare.
+	stateUnchained = 1
+)
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
@@ -140,14 +145,17 @@ func (s *state) encode(b []byte) []byte {
 
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
-	if v := d.u8(); d.err == nil && v != stateVersion {
-		return nil, fmt.Errorf("decode partition state: version %d, this broker knows %d", v, stateVersion)
+	v := d.u8()
+	if d.err == nil && v != stateVersion && v != stateUnchained {
+		return nil, fmt.Errorf("decode partition state: version %d, this broker knows up to %d", v, stateVersion)
 	}
 	s := newState()
 	s.index, s.term, s.counter, s.barrier = d.u64(), d.u64(), d.u64(), d.u64()
 	s.logTime, s.start, s.next = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
-	s.chain = d.u64()
+	if v != stateUnchained {
+		s.chain = d.u64()
+	}
 	s.producers = decodeProducers(d)
 	switch {
 	case d.err != nil:
