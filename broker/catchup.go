@@ -34,7 +34,6 @@ type catchUps struct {
 	pace     pace
 
 	fetched, supplied atomic.Uint64 // bytes
-	waiting           atomic.Int64  // replicas that catch up, those that wait for a turn too
 }
 
 func newCatchUps(l Limits) *catchUps {
@@ -87,12 +86,10 @@ type replicaPeers struct {
 
 func (r replicaPeers) Turn(ctx context.Context) (func(), error) {
 	c := r.b.catchUps
-	c.waiting.Add(1)
 	select {
 	case c.turns <- struct{}{}:
-		return func() { <-c.turns; c.waiting.Add(-1) }, nil
+		return func() { <-c.turns }, nil
 	case <-ctx.Done():
-		c.waiting.Add(-1)
 		return nil, ctx.Err()
 	}
 }
@@ -231,6 +228,5 @@ func (c *catchUps) Figures() map[string]float64 {
 	return map[string]float64{
 		"fetched_bytes_total":  float64(c.fetched.Load()),
 		"supplied_bytes_total": float64(c.supplied.Load()),
-		"replicas":             float64(c.waiting.Load()),
 	}
 }

@@ -146,6 +146,7 @@ var (
 	descReady = prometheus.NewDesc("parley_ready", "1 when the broker serves.", nil, nil)
 	descFree  = prometheus.NewDesc("parley_disk_free_bytes", "Free bytes of the data directory's file system.", nil, nil)
 	descFull  = prometheus.NewDesc("parley_disk_full", "1 while publishes are refused for want of space.", nil, nil)
+	descCatch = prometheus.NewDesc("parley_catchup_replicas", "Replicas here that fetch what they lack from the others, or wait to.", nil, nil)
 	descInfo  = prometheus.NewDesc("parley_info", "Who this broker is; always 1.", []string{"name", "version", "cluster"}, nil)
 )
 
@@ -177,6 +178,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			counter(descSteps, float64(n), stepKind(kind).String())
 		}
 	}
+	catching := 0
 	for _, t := range r.byID {
 		for _, s := range t.parts {
 			if !s.local {
@@ -195,6 +197,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descLeading, flag(st.Leading), t.name, n)
 			gauge(descQueued, float64(st.Queued), t.name, n)
 			if c := st.Restoring; c != nil {
+				catching++
 				gauge(descCatching, float64(max(c.Lacking-c.Fetched, 0)), t.name, n)
 			} else {
 				gauge(descCatching, 0, t.name, n)
@@ -211,6 +214,7 @@ func (p *partitionCollector) Collect(ch chan<- prometheus.Metric) {
 			counter(descRetried, float64(st.Retried), t.name, n)
 		}
 	}
+	gauge(descCatch, float64(catching))
 	b.together(r, gauge, counter)
 	b.metrics.groups.collect(b, r, ch)
 	for prefix, part := range map[string]any{"raft": b.host, "store": b.engine, "checkpoint": b.checkpoints, "catchup": b.catchUps, "paxos": b.epochs} {

@@ -384,7 +384,7 @@ func TestRestoredGroupsAreShown(t *testing.T) {
 	if _, err := s.groups.apply(1, s, randomGroupEntry(rand.New(rand.NewPCG(1, 1)), nil, 9)); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.install(s, 0); err != nil {
+	if err := m.install(s); err != nil {
 		t.Fatal(err)
 	}
 	if m.groups.Load() != s.groups {

@@ -43,8 +43,8 @@ type machine struct {
 	spanBytes int64
 	// restoring: the log is being mended, and takes part in nothing else.
 	restoring bool
-	// ahead: entries up to it may come again, since a snapshot newer than what the
-	// replicated log handed in was taken.
+	// ahead: entries up to it may come again, as the newest snapshot may have been newer
+	// than the replicated log knows.
 	ahead uint64
 	// durable is the index of the newest durable checkpoint.
 	durable uint64

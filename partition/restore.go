@@ -45,6 +45,7 @@ type restore struct {
 	liars        map[uint64]bool  // those whose records are not what the manifest lists
 	alone        bool             // the present span is to come from one replica, to find out which one is wrong
 	failedRounds int
+	done         func() // ends the turn
 }
 
 // progress of one span: chunks from its beginning up to at are there, and link to chain.
@@ -128,7 +129,6 @@ func (m *machine) restoreTo(ctx context.Context, f *manifest) error {
 	}
 	m.applying.Unlock()
 	defer m.catching.Store(nil)
-	ahead := uint64(0)
 	for {
 		r.f = f
 		err := r.run(ctx)
@@ -142,9 +142,8 @@ func (m *machine) restoreTo(ctx context.Context, f *manifest) error {
 		if f, err = r.newer(ctx); err != nil {
 			return err
 		}
-		ahead = f.state.index
 	}
-	if err := m.install(f.state, ahead); err != nil {
+	if err := m.install(f.state); err != nil {
 		return err
 	}
 	if err := m.Sync(); err != nil {
@@ -321,11 +320,11 @@ func (r *restore) fetchAll(ctx context.Context, lacking int64) error {
 		Int64("lacking_bytes", lacking).Int64("log_bytes", total).Bool("damaged", r.deep).
 		Msg("replica lacks what the Raft log no longer holds: it is fetched from the others")
 	r.lastTold = time.Now()
-	done, err := m.peers.Turn(ctx)
-	if err != nil {
+	var err error
+	if r.done, err = m.peers.Turn(ctx); err != nil {
 		return err
 	}
-	defer done()
+	defer func() { r.done() }()
 	for i := range r.f.spans {
 		for r.have[i].at < r.f.spans[i].to {
 			if err := r.fetchSpan(ctx, i); err != nil {
@@ -373,14 +372,29 @@ func (r *restore) fetchSpan(ctx context.Context, i int) error {
 		if err := r.round(i); err != nil {
 			return err
 		}
-		pause := time.NewTimer(wait)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
+		if err := r.rest(ctx, wait); err != nil {
+			return err
 		}
-		pause.Stop()
 		wait = min(2*wait, restoreMaxWait)
 	}
+}
+
+// rest pauses without the turn: others, whose replicas can be reached, are not to wait for this one.
+func (r *restore) rest(ctx context.Context, wait time.Duration) error {
+	r.done()
+	r.done = func() {}
+	pause := time.NewTimer(wait)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	done, err := r.m.peers.Turn(ctx)
+	if err == nil {
+		r.done = done
+	}
+	return err
 }
 
 // pick chooses whom to ask: the one that answered last, else the first that has not failed
@@ -597,15 +611,15 @@ func (r *restore) newer(ctx context.Context) (*manifest, error) {
 	}
 }
 
-// install makes the snapshot's state the partition's. Entries up to ahead, when it isn't 0,
-// will come although the state has them.
-func (m *machine) install(s *state, ahead uint64) error {
+// install makes the snapshot's state the partition's. Entries that the state has may come all the same: where a
+// newer snapshot was taken than the replicated log knows of, here or at the replica that made this one.
+func (m *machine) install(s *state) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	m.visible.Lock()
 	m.tail.clear()
 	m.visible.Unlock()
-	m.state, m.reach, m.ahead = s, 0, ahead
+	m.state, m.reach, m.ahead = s, 0, s.index
 	if err := m.rebuildWindow(); err != nil {
 		return err
 	}

@@ -506,18 +506,121 @@ func TestRestoreOutlivesTrim(t *testing.T) {
 	if m.state.index != at || m.state.start != 5 {
 		t.Fatalf("it is at entry %d and starts at %d, want %d and 5", m.state.index, m.state.start, at)
 	}
-	// The replicated log goes on after the snapshot that it knows of.
-	for i := old + 1; i <= at; i++ {
-		if err := m.Apply([]replication.Entry{{Index: i, Data: []byte("was applied")}}); err != nil {
+	// Whoever gets a snapshot from it now has what it has.
+	third := machineAt(t, nil, 0)
+	third.recover(t, mustSnapshot(t, m), &sources{of: map[uint64]*machine{7: source}})
+	alike(t, third, source)
+	for _, m := range []*machine{m, third} {
+		// The replicated log goes on after the snapshot that it knows of.
+		for i := old + 1; i <= at; i++ {
+			if err := m.Apply([]replication.Entry{{Index: i, Data: []byte("was applied")}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Apply([]replication.Entry{{Index: at, Data: nil}}); err != nil {
 			t.Fatal(err)
 		}
+		if got := m.do(t, at+1, command(commandHeader{kind: kindStart, term: 99})); got.Value != resultOK {
+			t.Fatalf("the next entry: %+v", got)
+		}
 	}
-	if err := m.Apply([]replication.Entry{{Index: at, Data: nil}}); err != nil {
+}
+
+// shared has one turn for the replicas of several partitions.
+type shared struct {
+	*sources
+	turn chan struct{}
+}
+
+func (s shared) Turn(ctx context.Context) (func(), error) {
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// TestRestoreLeavesItsTurn: a replica that nobody gives what it lacks doesn't keep others from fetching.
+func TestRestoreLeavesItsTurn(t *testing.T) {
+	t.Parallel()
+	log := plainLog(t, 20, "a", "a")
+	source := machineAt(t, log, len(log))
+	snap := mustSnapshot(t, source)
+	turn := make(chan struct{}, 1)
+	stuck, other := machineAt(t, nil, 0), machineAt(t, nil, 0)
+	stuck.peers = shared{&sources{of: map[uint64]*machine{7: nil}}, turn}
+	stop, ended := make(chan struct{}), make(chan error)
+	go func() { ended <- stuck.RecoverFromSnapshot(bytes.NewReader(snap), stop) }()
+	deadline := time.Now().Add(30 * time.Second)
+	for c := stuck.catching.Load(); c == nil || c.Problem == ""; c = stuck.catching.Load() {
+		if time.Now().After(deadline) {
+			t.Fatal("it doesn't say that it gets nothing")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	other.recover(t, snap, shared{&sources{of: map[uint64]*machine{7: source}}, turn})
+	alike(t, other, source)
+	close(stop)
+	if err := <-ended; !errors.Is(err, errStopped) {
+		t.Fatalf("stopped: %v", err)
+	}
+	if len(turn) != 0 {
+		t.Fatal("it has kept its turn")
+	}
+}
+
+// forgetChain makes of a machine what it was before there were chains.
+func (m *machine) forgetChain(t testing.TB) {
+	t.Helper()
+	s, err := decodeState(unchained(m.state.encode(nil)))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := m.do(t, at+1, command(commandHeader{kind: kindStart, term: 99})); got.Value != resultOK {
-		t.Fatalf("the next entry: %+v", got)
+	var plain []storage.IndexEntry
+	for at := int64(0); ; {
+		k, v, ok, err := m.store.Seek(markKey(at), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		mk, err := parseMark(k, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, mk.chained = mk.offset+1, false
+		plain = append(plain, mk.entry())
 	}
+	err = errors.Join(m.store.Mend(nil, plain), m.store.Settle(storage.Mark{Start: s.start, Next: s.next}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ids = m.state.ids
+	m.state = s
+}
+
+// TestRestoreFromBeforeChains: replicas that were made before there were chains, each at another
+// entry when it got one, still fetch only what they lack.
+func TestRestoreFromBeforeChains(t *testing.T) {
+	t.Parallel()
+	log := randomLog(t, 3, 400)
+	source, m := machineAt(t, log, 150), machineAt(t, log, 100)
+	source.forgetChain(t)
+	m.forgetChain(t)
+	source.feed(t, log, 150, len(log))
+	m.feed(t, log, 100, 200)
+	lacks := frames(t, source, m.look().next, source.look().next)
+	peers := &sources{of: map[uint64]*machine{7: source}}
+	m.recover(t, mustSnapshot(t, source), peers)
+	alike(t, m, source)
+	if peers.bytes > lacks {
+		t.Errorf("%d bytes were fetched, %d lacked", peers.bytes, lacks)
+	}
+	third := machineAt(t, nil, 0)
+	third.recover(t, mustSnapshot(t, m), &sources{of: map[uint64]*machine{7: source}})
+	alike(t, third, source)
 }
 
 // TestLeaseHoldsChunks: what a snapshot lists stays until the lease runs out, for whoever asks.

@@ -128,8 +128,14 @@ func (s *state) trim(to int64) {
 	s.groups.trim(s.start)
 }
 
-// stateVersion 3 has groups at its end; 2 has none and is read as well.
-const stateVersion = 3
+const (
+	stateVersion = 3
+	// stateGroupless had no groups.
+	stateGroupless = 2
+	// stateUnchained had no chain either: it begins at 0 there, and marks before have none. Replicas that came from such
+	// states have other chains, and read what they compare.
+	stateUnchained = 1
+)
 
 // encode writes what a checkpoint keeps; docs/format/partition.md describes it.
 func (s *state) encode(b []byte) []byte {
@@ -144,16 +150,18 @@ func (s *state) encode(b []byte) []byte {
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
 	v := d.u8()
-	if d.err == nil && v != 2 && v != stateVersion {
-		return nil, fmt.Errorf("decode partition state: version %d, this broker knows %d", v, stateVersion)
+	if d.err == nil && (v < stateUnchained || v > stateVersion) {
+		return nil, fmt.Errorf("decode partition state: version %d, this broker knows up to %d", v, stateVersion)
 	}
 	s := newState()
 	s.index, s.term, s.counter, s.barrier = d.u64(), d.u64(), d.u64(), d.u64()
 	s.logTime, s.start, s.next = int64(d.u64()), int64(d.u64()), int64(d.u64())
 	s.stored, s.marked, s.markedAt = int64(d.u64()), int64(d.u64()), int64(d.u64())
-	s.chain = d.u64()
+	if v != stateUnchained {
+		s.chain = d.u64()
+	}
 	s.producers = decodeProducers(d)
-	if v >= 3 {
+	if v > stateGroupless {
 		s.groups = decodeGroups(d)
 	}
 	switch {

@@ -102,13 +102,29 @@ func TestStateSurvivesItsEncoding(t *testing.T) {
 		}
 	}
 	// What an older broker wrote has no groups.
-	old := append([]byte{1}, enc[1:len(enc)-len(s.groups.encode(nil))]...)
+	old := append([]byte{stateGroupless}, enc[1:len(enc)-len(s.groups.encode(nil))]...)
 	if was, err := decodeState(old); err != nil || !bytes.Equal(was.encode(nil), enc) {
-		t.Fatalf("version 1: %v", err)
+		t.Fatalf("a state without groups: %v", err)
 	}
 	if _, err := decodeState(append(enc, 0)); err == nil {
 		t.Fatal("a byte too many: no error")
 	}
+	for _, v := range []byte{0, stateVersion + 1} {
+		if _, err := decodeState(append([]byte{v}, enc[1:]...)); err == nil {
+			t.Fatalf("version %d: no error", v)
+		}
+	}
+	s.chain = 0
+	if got, err = decodeState(unchained(enc)); err != nil || !bytes.Equal(got.encode(nil), s.encode(nil)) {
+		t.Fatalf("a state without a chain: %v", err)
+	}
+}
+
+// unchained is the encoded state of a partition without groups as it was before there were chains.
+func unchained(enc []byte) []byte {
+	const chain = 1 + 10*8
+	enc = enc[:len(enc)-len(newState().groups.encode(nil))]
+	return append(append([]byte{stateUnchained}, enc[1:chain]...), enc[chain+8:]...)
 }
 
 func FuzzDecodeState(f *testing.F) {

@@ -16,7 +16,8 @@ import (
 // no longer holds. Its methods are called from one goroutine of each partition that
 // catches up.
 type Peers interface {
-	// Turn waits until this replica may fetch: few do so at once. Done ends the turn.
+	// Turn waits until this replica may fetch: few do so at once. Done ends the turn. While nobody
+	// gives what lacks, it is left and taken again.
 	Turn(ctx context.Context) (done func(), err error)
 
 	// Others names the replicas that can be asked now, the likeliest first.
