@@ -80,7 +80,7 @@ func (c *claim) acquire() (*tenure, bool) {
 		req := wire.GroupLeaseRequest{Group: s.group, Member: s.id, Generation: generation, Options: s.options(),
 			WaitMS: min(leaseWait, s.session()/3).Milliseconds()}
 		sent := time.Now()
-		leased, err := groupAskOut(c.ctx, s, wire.GroupLease, c.partition, req, time.Duration(req.WaitMS)*time.Millisecond, func(exchange) {},
+		leased, err := groupAskOut(c.ctx, s, wire.GroupLease, c.partition, req, time.Duration(req.WaitMS)*time.Millisecond, c.awaitLease,
 			func(out *wire.GroupLeased) *Error { return out.Error })
 		if err == nil {
 			l.Token, l.Next = leased.Token, leased.Next
@@ -128,6 +128,10 @@ func (c *claim) acquire() (*tenure, bool) {
 		timer.Stop()
 	}
 }
+
+// awaitLease says how long a lease that is no longer wanted is waited for: until it can't come any more. One that
+// nobody knows of would keep the partition from others for a session.
+func (c *claim) awaitLease(exchange) time.Duration { return leaseWait + c.s.c.cfg.requestTimeout }
 
 // hold works on the partition until it is lost or to be given back.
 func (c *claim) hold(t *tenure) {

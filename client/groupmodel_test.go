@@ -41,7 +41,6 @@ type modelGroup struct {
 	stop  map[string]uint64 // stop requests of a member
 
 	refused, kept int
-	violations    []string
 }
 
 type modelDelivery struct {

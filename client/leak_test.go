@@ -33,6 +33,11 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if _, err := r.Next(ctx); err != nil {
 		t.Fatal(err)
 	}
+	for _, mode := range groupModes {
+		if _, err := c.Subscribe(ctx, "leaks", string(mode), func(context.Context, *client.Message) error { return nil }, client.Mode(mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := c.Close(ctx); err != nil {
 		t.Fatal(err)
 	}

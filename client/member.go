@@ -204,7 +204,7 @@ func groupAsk[T any](ctx context.Context, s *Subscription, prefix string, partit
 }
 
 // groupAskOut is groupAsk that waits a while for the answer also when ctx has ended: see inquire.
-func groupAskOut[T any](ctx context.Context, s *Subscription, prefix string, partition int32, req any, wait time.Duration, recall func(exchange), failure func(*T) *Error) (out T, err error) {
+func groupAskOut[T any](ctx context.Context, s *Subscription, prefix string, partition int32, req any, wait time.Duration, recall func(exchange) time.Duration, failure func(*T) *Error) (out T, err error) {
 	data, err := json.Marshal(req)
 	if err != nil {
 		return out, fmt.Errorf("encode request: %w", err)
@@ -225,9 +225,9 @@ func groupAskOut[T any](ctx context.Context, s *Subscription, prefix string, par
 }
 
 // inquire sends a request to a partition's leader and waits for the answer: as long as the leader may hold it and the
-// request timeout on top, unless the connection breaks or another leader is known before. When ctx ends, recall is
-// called, which may make the leader answer at once, and the answer is still waited for, for recallPatience.
-func (s *Subscription) inquire(ctx context.Context, routes *routes, subject string, partition int32, data []byte, wait time.Duration, recall func(exchange)) (reply, error) {
+// request timeout on top, unless the connection breaks or another leader is known before. With recall, the answer is waited for also
+// after ctx has ended: recall is called then, which may make the leader answer at once, and says how long it may take.
+func (s *Subscription) inquire(ctx context.Context, routes *routes, subject string, partition int32, data []byte, wait time.Duration, recall func(exchange) time.Duration) (reply, error) {
 	x := routes.to(s.view, partition)
 	q := make(inquiry, 1)
 	token, err := x.request(subject, nil, data, q, 0)
@@ -251,10 +251,10 @@ func (s *Subscription) inquire(ctx context.Context, routes *routes, subject stri
 				x.forget(token)
 				return reply{}, ctx.Err()
 			}
-			recall(x)
+			patience := recall(x)
 			done = nil
-			limit = min(limit, time.Since(sent)+recallPatience)
-			timer.Reset(recallPatience)
+			limit = min(limit, time.Since(sent)+patience)
+			timer.Reset(min(patience, overdueAgain))
 			continue
 		case <-timer.C:
 		}
@@ -273,8 +273,8 @@ func (s *Subscription) inquire(ctx context.Context, routes *routes, subject stri
 	}
 }
 
-// recallPatience is how long the answer to a request that is no longer wanted may take.
-const recallPatience = leaseWait + 500*time.Millisecond
+// recallPatience is how long the answer to a pull that was called off may take. What it brings later runs out.
+const recallPatience = time.Second
 
 // fetch asks for batches, as a Reader does.
 func (s *Subscription) fetch(ctx context.Context, partition int32, req wire.FetchRequest) (reply, error) {
@@ -314,7 +314,7 @@ func (s *Subscription) pull(ctx context.Context, c *claim, records, bytes int, w
 	if err != nil {
 		return head, nil, -1, fmt.Errorf("encode request: %w", err)
 	}
-	r, err := s.inquire(ctx, s.fetchs, subject, c.partition, data, wait, func(x exchange) {
+	r, err := s.inquire(ctx, s.fetchs, subject, c.partition, data, wait, func(x exchange) time.Duration {
 		req.Stop = true
 		if data, err := json.Marshal(req); err == nil {
 			// What comes of it doesn't matter: the pull itself is answered, or runs out.
@@ -322,6 +322,7 @@ func (s *Subscription) pull(ctx context.Context, c *claim, records, bytes int, w
 				time.AfterFunc(recallPatience, func() { x.forget(token) })
 			}
 		}
+		return recallPatience
 	})
 	if err == nil {
 		err = batchesError(&r)

@@ -20,7 +20,6 @@ type groupEcho struct {
 	echo
 	mode string
 	next atomic.Int64
-	held chan struct{} // SYNC is held until the end
 }
 
 func (e *groupEcho) request(subject string, header map[string][]string, data []byte, to receiver, tag uint64) (uint64, error) {
