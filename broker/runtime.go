@@ -133,7 +133,11 @@ func (b *Broker) askLaggards(ctx context.Context, parts []api.Part, out []api.Pa
 			}
 			if at == b.self() {
 				for _, p := range q {
-					res = append(res, b.own(b.slot(p.Topic, p.Number)))
+					var own api.PartitionStatus
+					if s := b.slot(p.Topic, p.Number); s != nil { // else it was deleted meanwhile
+						own = b.own(s)
+					}
+					res = append(res, own)
 				}
 			} else if err := b.request(ctx, at, subjectStatus, statusWait, q, &res); err != nil || len(res) != len(q) {
 				return // that it isn't in sync is known all the same
