@@ -50,6 +50,14 @@ func (r runtime) Leader(topic uint64, number int32) uint64 {
 	return 0
 }
 
+// Term implements api.Runtime.
+func (r runtime) Term(topic uint64, number int32) uint64 {
+	if s := r.b.slot(topic, number); s != nil {
+		return s.lead.load().term
+	}
+	return 0
+}
+
 // own is what this broker knows of a partition by itself.
 func (b *Broker) own(s *slot) api.PartitionStatus {
 	now := s.lead.load()
