@@ -50,6 +50,14 @@ func (r runtime) Leader(topic uint64, number int32) uint64 {
 	return 0
 }
 
+// Term implements api.Runtime.
+func (r runtime) Term(topic uint64, number int32) uint64 {
+	if s := r.b.slot(topic, number); s != nil {
+		return s.lead.load().term
+	}
+	return 0
+}
+
 // own is what this broker knows of a partition by itself.
 func (b *Broker) own(s *slot) api.PartitionStatus {
 	now := s.lead.load()
@@ -134,7 +142,11 @@ func (b *Broker) askLaggards(ctx context.Context, parts []api.Part, out []api.Pa
 			}
 			if at == b.self() {
 				for _, p := range q {
-					res = append(res, b.own(b.slot(p.Topic, p.Number)))
+					var own api.PartitionStatus
+					if s := b.slot(p.Topic, p.Number); s != nil { // else it was deleted meanwhile
+						own = b.own(s)
+					}
+					res = append(res, own)
 				}
 			} else if err := b.request(ctx, at, subjectStatus, statusWait, q, &res); err != nil || len(res) != len(q) {
 				return // that it isn't in sync is known all the same

@@ -70,8 +70,11 @@ func (r *routes) to(v *topicView, partition int32) exchange {
 		return r.base
 	}
 	leader := v.leader(partition)
-	if leader == "" || leader == r.base.broker() && r.base.up() {
+	if leader == "" || r.c.topics.doubt(leader) == silent {
 		return r.any()
+	}
+	if leader == r.base.broker() && r.base.up() {
+		return r.base
 	}
 	if address := r.c.topics.address(leader); address != "" {
 		if x := r.at(address); x != nil {
@@ -84,17 +87,97 @@ func (r *routes) to(v *topicView, partition int32) exchange {
 // several says whether there is a choice.
 func (r *routes) several() bool { return r.open != nil && r.c.topics.several() }
 
-// any returns base, or while that is down another connection, as any broker
-// forwards.
+// any returns base, or while that is down, cut off or silent another connection, as any
+// broker forwards.
 func (r *routes) any() exchange {
-	if !r.several() || r.base.up() {
+	if !r.several() {
 		return r.base
 	}
-	if up := r.others(); len(up) > 0 {
-		return up[0]
+	up := r.base.up()
+	if up && r.trusts(r.base) {
+		return r.base
+	}
+	others := r.others()
+	for _, x := range others {
+		if r.trusts(x) {
+			return x
+		}
+	}
+	switch {
+	case up:
+		return r.base
+	case len(others) > 0:
+		return others[0]
 	}
 	r.explore()
 	return r.base
+}
+
+// reached returns the names of the brokers that connections stand to.
+func (r *routes) reached() map[string]bool {
+	names := make(map[string]bool)
+	for _, x := range append(r.others(), r.base) {
+		if x.up() {
+			names[x.broker()] = true
+		}
+	}
+	return names
+}
+
+func (r *routes) trusts(x exchange) bool { return r.c.topics.doubt(x.broker()) == trusted }
+
+// some returns up to n connections that are up, to different brokers where possible, chosen
+// by chance but for base. Base is among them in any case: there may be nothing else.
+func (r *routes) some(n int) []exchange {
+	all := []exchange{r.base}
+	if !r.several() {
+		return all
+	}
+	others := r.others()
+	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	here := r.base.broker()
+	for _, x := range others {
+		if len(all) < n && x.broker() != here {
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// witnesses has connections made to as many brokers as it takes, with base, for a
+// majority: among those is one that knows what the cluster is up to when
+// others are cut off.
+func (r *routes) witnesses() {
+	if !r.several() {
+		return
+	}
+	known := r.c.topics.known()
+	want := min(len(known)/2, maxAsked-1)
+	here := r.base.broker()
+	for name, address := range known {
+		if name != here && r.begun(address) {
+			want--
+		}
+	}
+	for name, address := range known { // in an order by chance
+		if want <= 0 {
+			return
+		}
+		if name != here && !r.begun(address) {
+			r.at(address)
+			if r.begun(address) {
+				want--
+			}
+		}
+	}
+}
+
+// begun says whether there is a connection to an address, or about to be.
+func (r *routes) begun(address string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := r.direct[address]
+	return d != nil && (d.x != nil || d.dialing)
 }
 
 // others returns the connections that are up beside base, always in the same order.

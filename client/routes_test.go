@@ -38,6 +38,7 @@ type modelBroker struct {
 	name         string
 	down, paused bool // guarded by c.mu
 	unreachable  bool // for new direct connections
+	mute         bool // leads and forwards, but no client hears of it; connections stand
 	conns        map[*modelConn]struct{}
 }
 
@@ -186,7 +187,7 @@ func (c *modelCluster) pause(name string) {
 func (c *modelCluster) revive(name string) {
 	c.mu.Lock()
 	b := c.brokers[name]
-	b.down, b.paused, b.unreachable = false, false, false
+	b.down, b.paused, b.unreachable, b.mute = false, false, false, false
 	c.mu.Unlock()
 }
 
@@ -303,7 +304,7 @@ func (x *modelConn) request(subject string, header map[string][]string, data []b
 	c.mu.Lock()
 	b := x.b
 	_, standing := b.conns[x]
-	paused := b.paused
+	paused := b.paused || b.mute
 	leader, isPub := "", strings.HasPrefix(subject, wire.PubPrefix)
 	for _, prefix := range []string{wire.PubPrefix, wire.FetchPrefix} {
 		if rest, ok := strings.CutPrefix(subject, prefix); ok {
@@ -345,7 +346,7 @@ func (x *modelConn) request(subject string, header map[string][]string, data []b
 // answered is the model's answer on its way to the client.
 func (x *modelConn) answered(token uint64, r reply) {
 	x.c.mu.Lock()
-	paused := x.b.paused
+	paused := x.b.paused || x.b.mute
 	x.c.mu.Unlock()
 	if paused {
 		return
@@ -505,6 +506,102 @@ func TestRoutesFailover(t *testing.T) {
 	}
 }
 
+// A connection that brings no answers is left for one to a broker that forwards, though its
+// broker leads on and the connection stands; and taken again when it works.
+func TestRoutesAroundSilence(t *testing.T) {
+	t.Parallel()
+	const most = 4 * time.Second
+	for _, broker := range []string{"b1", "b2"} { // the client's own, another
+		t.Run(broker, func(t *testing.T) {
+			t.Parallel()
+			clusterBubble(t, 1, faults{delay: time.Millisecond}, map[string]int{"t": 3}, func(t *testing.T, ctx context.Context, c *modelCluster, cl *Client) {
+				p := producer(t, ctx, cl)
+				all := func() (longest time.Duration) {
+					for n := range int32(3) {
+						start := time.Now()
+						if _, err := p.Publish(ctx, Record{Key: keyFor(n, 3), Value: []byte("x")}); err != nil {
+							t.Fatal(err)
+						}
+						longest = max(longest, time.Since(start))
+					}
+					return longest
+				}
+				for range 20 {
+					all()
+					time.Sleep(20 * time.Millisecond)
+				}
+				mute := func(yes bool) {
+					c.mu.Lock()
+					c.brokers[broker].mute = yes
+					c.mu.Unlock()
+				}
+				mute(true)
+				if d := all(); d > most {
+					t.Errorf("no ack for %v", d)
+				} else {
+					t.Logf("no ack for %v", d)
+				}
+				for range 300 {
+					if d := all(); d > 100*time.Millisecond {
+						t.Errorf("no ack for %v although it was known that the broker is silent", d)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				mute(false)
+				time.Sleep(metadataEvery)
+				before := c.count(func() int { return c.hops })
+				for range 10 {
+					all()
+				}
+				if hops := c.count(func() int { return c.hops }) - before; hops != 0 {
+					t.Errorf("%d publishes were forwarded when the silence was over", hops)
+				}
+			})
+		})
+	}
+}
+
+// Of what brokers say of a leader the newest term counts, whoever comes last.
+func TestTopicViewLed(t *testing.T) {
+	t.Parallel()
+	start := time.Unix(1000, 0)
+	for _, c := range []struct {
+		name            string
+		known           leading
+		broker          string
+		term            uint64
+		after           time.Duration // since known was heard
+		want            string
+		moved, outdated bool
+	}{
+		{name: "first", broker: "b1", term: 3, want: "b1", moved: true},
+		{name: "nobody yet", broker: "", term: 3, want: ""},
+		{name: "newer", known: leading{broker: "b1", term: 3}, broker: "b2", term: 4, want: "b2", moved: true},
+		{name: "the same", known: leading{broker: "b1", term: 3}, broker: "b1", term: 3, want: "b1"},
+		{name: "led again", known: leading{broker: "b1", term: 3}, broker: "b1", term: 5, want: "b1"},
+		{name: "older", known: leading{broker: "b2", term: 4}, broker: "b1", term: 3, want: "b2", outdated: true},
+		{name: "out of sight", known: leading{broker: "b2", term: 4}, broker: "", term: 4, want: "b2", outdated: true},
+		{name: "out of sight, newer", known: leading{broker: "b2", term: 4}, broker: "", term: 5, want: "b2", outdated: true},
+		{name: "older, but nobody has confirmed the newer", known: leading{broker: "b2", term: 4}, broker: "b1", term: 1, after: leaderTrust, want: "b1", moved: true},
+		{name: "gone for long", known: leading{broker: "b2", term: 4}, broker: "", term: 4, after: leaderTrust, want: ""},
+		{name: "brokers that tell no terms", known: leading{broker: "b2"}, broker: "b1", want: "b1", moved: true},
+	} {
+		v := &topicView{name: "t"}
+		if c.known.broker != "" {
+			c.known.heard = start
+			v.leaders.Store(&[]leading{c.known})
+		}
+		md := wire.TopicMetadata{Name: "t", Leaders: []string{c.broker}}
+		if c.term != 0 {
+			md.Terms = []uint64{c.term}
+		}
+		moved, outdated := v.led(&md, start.Add(c.after))
+		if got := v.leader(0); got != c.want || moved != c.moved || outdated != c.outdated {
+			t.Errorf("%s: leader %q, moved %v, outdated %v, want %q, %v, %v", c.name, got, moved, outdated, c.want, c.moved, c.outdated)
+		}
+	}
+}
+
 // TestRoutesOnABadDay: order and no duplicates while leaders move and brokers are killed, paused,
 // and cut off. PARLEY_SEEDS and PARLEY_SEED as for the others.
 func TestRoutesOnABadDay(t *testing.T) {
@@ -540,7 +637,7 @@ func badClusterDay(t *testing.T, seed uint64) {
 				case <-time.After(time.Duration(rng.IntN(3000)) * time.Millisecond):
 				}
 				name := fmt.Sprintf("b%d", 1+rng.IntN(3))
-				switch rng.IntN(5) {
+				switch rng.IntN(6) {
 				case 0:
 					c.kill(name)
 				case 1:
@@ -548,6 +645,10 @@ func badClusterDay(t *testing.T, seed uint64) {
 				case 2:
 					c.mu.Lock()
 					c.brokers[name].unreachable = true
+					c.mu.Unlock()
+				case 3:
+					c.mu.Lock()
+					c.brokers[name].mute = true
 					c.mu.Unlock()
 				default:
 					c.mu.Lock()

@@ -24,8 +24,21 @@ const (
 	metadataSlow     = time.Second
 	metadataRestless = 5 * time.Second
 
-	// metadataPatience is how long one broker of several may take to answer.
+	// metadataPatience is how long one broker of several may take to answer,
+	// metadataStraggle how long after the first of them.
 	metadataPatience = time.Second
+	metadataStraggle = 500 * time.Millisecond
+
+	// maxAsked brokers are asked at the same time.
+	maxAsked = 5
+
+	// leaderTrust is how long a leader is remembered that no answer has confirmed: a topic
+	// that was deleted and made again begins with smaller terms.
+	leaderTrust = 10 * time.Second
+
+	// silentAfter so many rounds in a row without an answer, while others answered, a
+	// broker counts as silent.
+	silentAfter = 2
 )
 
 // topics keeps what is known of the topics that Producers and Readers use. One
@@ -39,36 +52,84 @@ type topics struct {
 	brokers atomic.Pointer[map[string]string] // name to address
 	epoch   atomic.Uint64                     // of brokers; never falls
 
+	doubts atomic.Pointer[map[string]doubt] // brokers that better ones than those may be asked for; nil: none
+	missed map[string]int                   // of the goroutine: rounds without an answer, by broker
+
 	mu    sync.Mutex
 	views map[string]*topicView // guarded by mu; one per topic in use
 }
 
+// doubt is why a broker is rather not asked.
+type doubt int
+
+const (
+	trusted doubt = iota
+	// behind: others know leaders that this one hasn't heard of. It is cut off from
+	// some of them, and what it is to forward gets nowhere.
+	behind
+	// silent: it doesn't answer, others do.
+	silent
+)
+
 // topicView is a topic's current shape.
 type topicView struct {
 	name       string
-	users      int                      // guarded by topics.mu
-	partitions atomic.Int32             // never falls
-	leaders    atomic.Pointer[[]string] // brokers by name; "" while there is none
+	users      int          // guarded by topics.mu
+	partitions atomic.Int32 // never falls
+	leaders    atomic.Pointer[[]leading]
+}
+
+// leading is who leads a partition, as far as is known. The newest term wins.
+type leading struct {
+	broker string // by name; "" while there is none
+	term   uint64
+	heard  time.Time // when a broker last said so
 }
 
 // leader of a partition, "" when none is known.
 func (v *topicView) leader(partition int32) string {
 	if known := v.leaders.Load(); known != nil && int(partition) < len(*known) {
-		return (*known)[partition]
+		return (*known)[partition].broker
 	}
 	return ""
 }
 
-// led takes the leaders in and says whether a partition has got another one.
-func (v *topicView) led(leaders []string) (moved bool) {
-	before := v.leaders.Load()
-	for i, name := range leaders {
-		if name != "" && (before == nil || i >= len(*before) || (*before)[i] != name) {
-			moved = true
-		}
+// led takes in what a broker says of the leaders. It says whether a partition has got
+// another one, and whether this broker knows less than others have told before. topics.mu
+// is held.
+func (v *topicView) led(md *wire.TopicMetadata, now time.Time) (moved, outdated bool) {
+	var before []leading
+	if known := v.leaders.Load(); known != nil {
+		before = *known
 	}
-	v.leaders.Store(&leaders)
-	return moved
+	after := make([]leading, len(md.Leaders))
+	for i := range after {
+		was, is := leading{}, leading{broker: md.Leaders[i], heard: now}
+		if i < len(before) {
+			was = before[i]
+		}
+		if i < len(md.Terms) {
+			is.term = md.Terms[i]
+		}
+		// Who has no leader to name has lost sight of it, which it may still be.
+		if was.broker != "" && now.Sub(was.heard) < leaderTrust && (is.broker == "" || is.term < was.term) {
+			after[i] = was
+			outdated = true
+			continue
+		}
+		after[i] = is
+		moved = moved || is.broker != "" && is.broker != was.broker
+	}
+	v.leaders.Store(&after)
+	return moved, outdated
+}
+
+// doubt says what speaks against asking a broker.
+func (t *topics) doubt(broker string) doubt {
+	if all := t.doubts.Load(); all != nil {
+		return (*all)[broker]
+	}
+	return trusted
 }
 
 // known returns the brokers' addresses by name; not to be changed.
@@ -109,7 +170,8 @@ func (t *topics) met(md *Metadata) {
 
 func newTopics(c *Client) *topics {
 	ctx, cancel := context.WithCancel(context.Background())
-	t := &topics{c: c, kick: make(chan struct{}, 1), stop: cancel, done: make(chan struct{}), views: make(map[string]*topicView)}
+	t := &topics{c: c, kick: make(chan struct{}, 1), stop: cancel, done: make(chan struct{}),
+		missed: make(map[string]int), views: make(map[string]*topicView)}
 	go t.run(ctx)
 	return t
 }
@@ -121,7 +183,7 @@ func (t *topics) close() {
 
 // use returns the view of a topic that exists; release gives it back.
 func (t *topics) use(ctx context.Context, name string) (*topicView, error) {
-	leaders, err := t.c.leaders(ctx, name)
+	md, err := t.c.leaders(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -133,8 +195,8 @@ func (t *topics) use(ctx context.Context, name string) (*topicView, error) {
 		t.views[name] = v
 	}
 	v.users++
-	v.grow(int32(len(leaders)))
-	v.led(leaders)
+	v.grow(int32(len(md.Leaders)))
+	v.led(md, time.Now())
 	return v, nil
 }
 
@@ -174,6 +236,7 @@ func (t *topics) run(ctx context.Context) {
 				// What comes at once, as when a connection breaks, is one sign.
 				wait = metadataSoon
 				timer.Reset(wait/2 + rand.N(wait))
+				t.c.publishes.witnesses()
 			}
 			sign = time.Now()
 			continue
@@ -183,6 +246,9 @@ func (t *topics) run(ctx context.Context) {
 		wait = min(wait*3/2, metadataSlow)
 		if time.Since(sign) > metadataRestless {
 			wait = metadataEvery
+			if t.doubts.Load() != nil {
+				wait = metadataRestless
+			}
 		}
 		timer.Reset(wait/2 + rand.N(wait))
 	}
@@ -198,59 +264,117 @@ func (t *topics) refresh(ctx context.Context) {
 	if len(names) == 0 {
 		return
 	}
-	md, err := t.ask(ctx, names)
+	data, err := json.Marshal(wire.MetadataRequest{Topics: names})
 	if err != nil {
-		return // the next round asks again; until then the old shape serves
+		panic("client: metadata request: " + err.Error()) // strings always marshal
 	}
-	t.met(&md)
+	t.round(ctx, data)
+}
+
+// round asks several brokers at the same time and takes in what they say as it comes: one
+// that was stopped in its tracks doesn't answer, and one that is cut off from the
+// others answers what was right before.
+func (t *topics) round(ctx context.Context, request []byte) {
+	r := t.c.publishes
+	patience := t.c.cfg.requestTimeout
+	if r.several() {
+		patience = min(patience, metadataPatience)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	type answer struct {
+		broker string
+		md     Metadata
+		err    error
+	}
+	asked := r.some(maxAsked)
+	answers := make(chan answer, len(asked))
+	doubts := make(map[string]doubt)
+	for _, x := range asked {
+		broker := x.broker()
+		if broker != "" {
+			doubts[broker] = silent // until it answers
+		}
+		go func() {
+			md, err := tryOn(ctx, x, wire.APIMetadata, request, patience, func(out *Metadata) *Error { return out.Error })
+			answers <- answer{broker, md, err}
+		}()
+	}
+	heard := false
+	for range asked {
+		a := <-answers // all come: ctx ends soon
+		if a.err != nil {
+			if e := asError(a.err); e != nil && e.Reason != wire.ReasonTimeout {
+				delete(doubts, a.broker) // no silence
+			}
+			continue
+		}
+		if !heard {
+			heard = true
+			straggle := time.AfterFunc(metadataStraggle, cancel)
+			defer straggle.Stop()
+		}
+		doubts[a.broker] = trusted
+		if t.learn(&a.md) {
+			doubts[a.broker] = behind
+		}
+	}
+	if !heard {
+		r.explore() // for the next time; until then the old shape serves
+		return
+	}
+	t.judge(doubts)
+}
+
+// judge books what a round has shown of the brokers that were asked.
+func (t *topics) judge(round map[string]doubt) {
+	doubts := make(map[string]doubt)
+	for broker := range t.c.publishes.reached() {
+		was := t.doubt(broker)
+		is, asked := round[broker]
+		if asked && is != silent {
+			delete(t.missed, broker)
+		} else if is = was; asked {
+			if t.missed[broker]++; t.missed[broker] >= silentAfter {
+				is = silent
+			}
+		}
+		if is != trusted {
+			doubts[broker] = is
+		}
+	}
+	maps.DeleteFunc(t.missed, func(broker string, _ int) bool { _, known := t.known()[broker]; return !known })
+	if len(doubts) == 0 {
+		t.doubts.Store(nil)
+		return
+	}
+	t.doubts.Store(&doubts)
+}
+
+// learn takes one broker's answer in, and says whether others have told more before.
+func (t *topics) learn(md *Metadata) (outdated bool) {
+	t.met(md)
 	changed := false
+	now := time.Now()
 	t.mu.Lock()
 	for i := range md.Topics {
 		if v := t.views[md.Topics[i].Name]; v != nil && md.Topics[i].Error == nil {
 			before := v.partitions.Load()
 			v.grow(int32(len(md.Topics[i].Leaders)))
-			moved := v.led(md.Topics[i].Leaders)
+			moved, old := v.led(&md.Topics[i], now)
 			changed = changed || moved || v.partitions.Load() > before
+			outdated = outdated || old
 		}
 	}
 	t.mu.Unlock()
 	if changed {
 		t.c.connected() // who waits tries again, and Readers look for new partitions
 	}
-}
-
-// ask asks a broker, and when that doesn't answer soon, others: one that was
-// stopped in its tracks may hold the connection for a while.
-func (t *topics) ask(ctx context.Context, names []string) (md Metadata, err error) {
-	data, err := json.Marshal(wire.MetadataRequest{Topics: names})
-	if err != nil {
-		return md, err
-	}
-	r := t.c.publishes
-	patience := t.c.cfg.requestTimeout
-	if r.several() {
-		patience = min(patience, metadataPatience)
-	}
-	first := r.any()
-	asked := append([]exchange{first}, r.others()...)
-	for i, x := range asked {
-		if i > 0 && x == first {
-			continue
-		}
-		md, err = tryOn(ctx, x, wire.APIMetadata, data, patience, func(out *Metadata) *Error { return out.Error })
-		if err == nil {
-			return md, nil
-		}
-		if ctx.Err() != nil {
-			return md, err
-		}
-	}
-	r.explore() // for the next time
-	return md, err
+	return outdated
 }
 
 // leaders asks who leads a topic's partitions.
-func (c *Client) leaders(ctx context.Context, name string) ([]string, error) {
+func (c *Client) leaders(ctx context.Context, name string) (*wire.TopicMetadata, error) {
 	md, err := c.Metadata(ctx, name)
 	if err != nil {
 		return nil, err
@@ -265,7 +389,7 @@ func (c *Client) leaders(ctx context.Context, name string) ([]string, error) {
 			return nil, t.Error
 		}
 		if len(t.Leaders) > 0 {
-			return t.Leaders, nil
+			return t, nil
 		}
 	}
 	return nil, &Error{Code: 404, Reason: wire.ReasonTopicNotFound, Description: fmt.Sprintf("there is no topic %q", name)}

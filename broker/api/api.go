@@ -35,6 +35,8 @@ type Runtime interface {
 	// Leader is the broker that leads a partition as far as this one knows, 0
 	// while there is none.
 	Leader(topic uint64, number int32) uint64
+	// Term is the newest term of a partition that this broker has heard of.
+	Term(topic uint64, number int32) uint64
 	// Bounds asks a partition's leader for the first and the next offset, and, with
 	// timeMS, for an offset by log time: *wire.Error when it can't.
 	Bounds(ctx context.Context, topic uint64, number int32, timeMS *int64) (wire.OffsetResponse, error)

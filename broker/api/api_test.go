@@ -28,6 +28,7 @@ func (s still) Partitions(_ context.Context, parts []Part) []PartitionStatus {
 	return all
 }
 func (s still) Leader(uint64, int32) uint64 { return s.leader }
+func (s still) Term(uint64, int32) uint64   { return 1 }
 func (s still) Bounds(_ context.Context, _ uint64, _ int32, timeMS *int64) (wire.OffsetResponse, error) {
 	switch {
 	case s.leader == 0:

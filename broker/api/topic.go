@@ -97,6 +97,8 @@ func (h *Handlers) Metadata(_ context.Context, q wire.MetadataRequest) (wire.Met
 			}
 			m.Key = parsed.Key.String()
 			for n := range t.Partitions {
+				// The term first: one that is older than the leader's own does no harm.
+				m.Terms = append(m.Terms, h.Runtime.Term(t.ID, int32(n)))
 				m.Leaders = append(m.Leaders, brokerName(c, h.Runtime.Leader(t.ID, int32(n))))
 			}
 		}

@@ -284,8 +284,11 @@ type BrokerAddress struct {
 type TopicMetadata struct {
 	Name    string   `json:"name"`
 	Leaders []string `json:"leaders"` // broker names, "" while there is none
-	Key     string   `json:"key"`
-	Error   *Error   `json:"error,omitempty"`
+	// Terms that the leaders lead in, as far as the answering broker knows. Where brokers
+	// differ the newest term is right: one that is cut off doesn't know of its successor.
+	Terms []uint64 `json:"terms,omitempty"`
+	Key   string   `json:"key"`
+	Error *Error   `json:"error,omitempty"`
 }
 
 // FetchRequest asks for batches. The first batch holds Offset: a reader skips

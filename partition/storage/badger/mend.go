@@ -54,6 +54,9 @@ func (s *store) Mend(chunks []storage.Chunk, index []storage.IndexEntry) error {
 	if s.failed != nil {
 		return s.failed
 	}
+	if !s.mending {
+		s.resets.Add(1) // readers under way end without a complaint
+	}
 	s.mending = true
 	s.below = nil // index pairs may come below what was trimmed
 	if len(chunks) > 0 {

@@ -23,7 +23,7 @@ type store struct {
 	next   atomic.Int64
 	bytes  atomic.Int64
 	floor  atomic.Int64  // chunks wholly below it are not the log's, whatever keys exist
-	resets atomic.Uint64 // how often Reset was called
+	resets atomic.Uint64 // how often what is stored was replaced: Reset, Mend, Settle
 	holes  atomic.Bool   // opened although chunks are missing
 
 	// What follows is used by Append's, Trim's and Reset's caller only.

@@ -170,6 +170,41 @@ func TestWhatIsReadIsOnDisk(t *testing.T) {
 	}
 }
 
+// A commit index that was only remembered is on disk with the entries after it, whether these come with a state or not:
+// dragonboat goes by a change of a log's members once it is committed, and who has the next change must not forget that.
+func TestCommitIndexGoesWithEntries(t *testing.T) {
+	t.Parallel()
+	key := Key{1, 1}
+	for name, state := range map[string]State{"with a state": {Term: 2, Commit: 2}, "without": {}} {
+		d := newDisk()
+		j, err := Open("/j", testOptions(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range []Update{
+			{State: State{Term: 2}, First: 1, Entries: texts{"a", "b", "c"}},
+			{State: State{Term: 2, Commit: 2}},
+			{State: state, First: 4, Entries: texts{"d"}},
+		} {
+			b := j.NewBatch()
+			b.Save(key, u)
+			if err := b.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		left, err := Open("/j", testOptions(d.after(rand.New(rand.NewPCG(1, 1)))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, _ := left.Status(key); s.State.Commit != 2 || s.Last != 4 {
+			t.Errorf("%s: after a power cut commit is %d and the log ends at %d, want 2 and 4", name, s.State.Commit, s.Last)
+		}
+		if err := left.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func last(s []string) string { return s[len(s)-1] }
 
 func tail(s []string, n int) []string { return s[max(0, len(s)-n):] }
