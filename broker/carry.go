@@ -193,7 +193,9 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 		if t == nil {
 			continue
 		}
-		keep := partition.Retention{MaxAge: t.config.Retention, MaxBytes: t.config.MaxBytes, MaxRecords: t.config.MaxRecords}
+		keep := partition.Retention{
+			MaxAge: t.config.Retention, MaxBytes: t.config.MaxBytes, MaxRecords: t.config.MaxRecords, WorkQueue: t.config.WorkQueue,
+		}
 		for n, s := range t.parts {
 			switch p := s.partition.Load(); {
 			case !s.local || ctx.Err() != nil:

@@ -158,6 +158,7 @@ const (
 	ConfigMaxRecords = "max_records" // a partition's records; 0 no limit (default)
 	ConfigKey        = "key"         // subject (default), none, token:N
 	ConfigMaxRecord  = "max_record"  // largest record, up to 1MiB
+	ConfigWorkQueue  = "work_queue"  // true: what every group has handled goes; false (default)
 )
 
 // TopicAlter changes what it names and leaves the rest.

@@ -315,7 +315,7 @@ func TestUnits(t *testing.T) {
 			t.Errorf("%q: %v", s, got)
 		}
 	}
-	for _, m := range []map[string]string{{"key": "token:0"}, {"key": "x"}, {"max_record": "2MiB"}, {"max_record": "0"}, {"max_records": "-1"}, {"nope": "1"}} {
+	for _, m := range []map[string]string{{"key": "token:0"}, {"key": "x"}, {"max_record": "2MiB"}, {"max_record": "0"}, {"max_records": "-1"}, {"work_queue": "yes"}, {"nope": "1"}} {
 		if _, err := ParseTopicConfig(m); err == nil {
 			t.Errorf("%v is allowed", m)
 		}

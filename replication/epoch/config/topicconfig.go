@@ -17,9 +17,10 @@ const (
 	keyMaxRecords = "max_records"
 	keyKey        = "key"
 	keyMaxRecord  = "max_record"
+	keyWorkQueue  = "work_queue"
 )
 
-var topicKeys = []string{keyKey, keyMaxBytes, keyMaxRecord, keyMaxRecords, keyRetention}
+var topicKeys = []string{keyKey, keyMaxBytes, keyMaxRecord, keyMaxRecords, keyRetention, keyWorkQueue}
 
 // MaxRecordBytes is the most that max_record may allow.
 const MaxRecordBytes = 1 << 20
@@ -57,6 +58,7 @@ type TopicConfig struct {
 	MaxRecords int64 // of a partition
 	Key        KeyRule
 	MaxRecord  int // bytes
+	WorkQueue  bool
 }
 
 // ParseTopicConfig parses and checks a topic's config. Unknown keys are errors.
@@ -83,6 +85,13 @@ func ParseTopicConfig(m map[string]string) (TopicConfig, error) {
 				err = errors.New("allowed is a size from 1B to 1MiB")
 			}
 			c.MaxRecord = int(n)
+		case keyWorkQueue:
+			switch v {
+			case "true", "false":
+				c.WorkQueue = v == "true"
+			default:
+				err = errors.New("allowed are true, which lets go of what every group has handled, and false")
+			}
 		default:
 			return TopicConfig{}, fmt.Errorf("unknown config key %q, allowed are %s", k, strings.Join(topicKeys, ", "))
 		}
