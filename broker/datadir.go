@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // The data directory.
@@ -78,3 +81,16 @@ func (d *dataDir) sub(name string) string { return filepath.Join(d.path, name) }
 // close gives up the lock. The file stays: deleting it would let two processes
 // lock two files of one name.
 func (d *dataDir) close() error { return d.lock.Close() }
+
+// KnownEpoch returns the newest epoch that a data directory knows, and changes nothing. The broker must be stopped.
+func KnownEpoch(path string) (*config.Config, error) {
+	if _, err := os.Stat(filepath.Join(path, "id")); err != nil {
+		return nil, fmt.Errorf("%s is no data directory of a broker: %w", path, err)
+	}
+	dir, err := openDataDir(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.close() //nolint:errcheck // nothing was written
+	return epoch.Peek(dir.sub(epochsDir))
+}

@@ -58,9 +58,13 @@ func (m *memberOf) join(o wire.GroupOptions) (a wire.GroupAssignment) {
 }
 
 func (m *memberOf) lease(partition int32, a wire.GroupAssignment, wait time.Duration) (l wire.GroupLeased, err error) {
-	err = m.ask(wire.GroupLease, partition, wire.GroupLeaseRequest{
-		Group: m.group, Member: m.id, Generation: a.Generation, WaitMS: wait.Milliseconds(), Options: a.Options,
-	}, &l)
+	q := wire.GroupLeaseRequest{Group: m.group, Member: m.id, Generation: a.Generation, WaitMS: wait.Milliseconds(), Options: a.Options}
+	brokertest.Eventually(m.t, "the partition has a leader", func() bool {
+		l = wire.GroupLeased{}
+		err = m.ask(wire.GroupLease, partition, q, &l)
+		var e *wire.Error
+		return !errors.As(err, &e) || e.Reason != wire.ReasonNotLeader
+	})
 	return l, err
 }
 

@@ -74,7 +74,7 @@ func (c *claim) acquire() (*tenure, bool) {
 	if s.shared() {
 		return newTenure(c, l, c.generation.Load()), true
 	}
-	var doubt doubt
+	var patience patience
 	for n := 0; ; n++ {
 		generation := c.generation.Load()
 		req := wire.GroupLeaseRequest{Group: s.group, Member: s.id, Generation: generation, Options: s.options(),
@@ -105,17 +105,17 @@ func (c *claim) acquire() (*tenure, bool) {
 		case e != nil && e.Reason == wire.ReasonLeaseHeld:
 			// The request waited. One that is refused at once must not make a busy loop.
 			c.known()
-			doubt.over()
+			patience.over()
 			if n = 0; time.Since(sent) > leaseWait/10 {
 				continue
 			}
 		case e != nil && (e.Reason == wire.ReasonStaleGeneration || e.Reason == wire.ReasonLeaseLost || e.Reason == wire.ReasonUnknownMember):
 			// The anchor has, or will have, a newer assignment for us.
-			doubt.over()
+			patience.over()
 			s.hear(leased.Generation)
 			s.askAnchor()
 			pause = backoffMax
-		case s.fatal(e, err, &doubt):
+		case s.fatal(e, err, &patience):
 			s.fail(err)
 			return nil, false
 		}
@@ -203,13 +203,13 @@ func (t *tenure) giveUp() {
 	}
 }
 
-// doubt is about an error that may go by itself: brokers may not have heard of a new topic yet.
-type doubt struct{ since time.Time }
+// patience is for an error that may go by itself: brokers may not have heard of a new topic yet.
+type patience struct{ since time.Time }
 
-func (d *doubt) over() { d.since = time.Time{} }
+func (d *patience) over() { d.since = time.Time{} }
 
 // fatal says whether an error of a request will stay, and asks for new metadata where that may help.
-func (s *Subscription) fatal(e *Error, err error, d *doubt) bool {
+func (s *Subscription) fatal(e *Error, err error, d *patience) bool {
 	switch {
 	case e == nil:
 		return errors.Is(err, ErrClosed)
@@ -237,7 +237,7 @@ func (t *tenure) fetching() {
 	s, c := t.s, t.c
 	at := t.lease.Next
 	var gap [2]int64
-	var doubt doubt
+	var patience patience
 	c.known()
 	for tries := 0; ; {
 		n := s.holds()
@@ -268,7 +268,7 @@ func (t *tenure) fetching() {
 		}
 		if err == nil {
 			tries = 0
-			doubt.over()
+			patience.over()
 			if len(p.messages) > 0 {
 				t.took(p)
 				s.crew.add(p)
@@ -289,7 +289,7 @@ func (t *tenure) fetching() {
 					at = start
 					continue
 				}
-			} else if s.fatal(e, err, &doubt) {
+			} else if s.fatal(e, err, &patience) {
 				s.fail(err)
 				return
 			}
@@ -313,7 +313,7 @@ const firstPullWait = 50 * time.Millisecond
 // pulling gets a shared group's records, one pull at a time, until t.ctx ends.
 func (t *tenure) pulling() {
 	s, c := t.s, t.c
-	var doubt doubt
+	var patience patience
 	wait := firstPullWait
 	for tries := 0; ; {
 		room := 0
@@ -340,7 +340,7 @@ func (t *tenure) pulling() {
 		if err == nil {
 			c.known()
 			wait, tries = fetchWait, 0
-			doubt.over()
+			patience.over()
 			if t.ctx.Err() != nil {
 				s.crew.retire(t) // so that all of it goes back
 			}
@@ -358,7 +358,7 @@ func (t *tenure) pulling() {
 			if len(head.Deliveries) > 0 || time.Since(asked) >= min(wait, fetchWait)/2 {
 				continue
 			}
-		} else if e := asError(err); s.fatal(e, err, &doubt) {
+		} else if e := asError(err); s.fatal(e, err, &patience) {
 			s.fail(err)
 			return
 		}

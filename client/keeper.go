@@ -201,7 +201,7 @@ func (t *tenure) upheld(sent time.Time, wanted bool, err error) error {
 		return nil
 	}
 	e := asError(err)
-	var none doubt
+	var none patience
 	switch {
 	case e != nil && (e.Reason == wire.ReasonLeaseLost || e.Reason == wire.ReasonStaleGeneration || e.Reason == wire.ReasonStaleToken ||
 		e.Reason == wire.ReasonGroupNotFound || e.Reason == wire.ReasonUnknownMember):
@@ -364,7 +364,7 @@ func (t *tenure) ack(items []wire.GroupAckItem) (again []wire.GroupAckItem, refu
 	out, err := t.sendAcks(items)
 	if err != nil {
 		e := asError(err)
-		var none doubt
+		var none patience
 		if e != nil && e.Reason == wire.ReasonGroupNotFound || s.fatal(e, err, &none) {
 			t.lose(err)
 		}

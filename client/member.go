@@ -23,14 +23,14 @@ func (s *Subscription) anchor() int32 {
 
 // join joins the group, trying until ctx ends.
 func (s *Subscription) join(ctx context.Context) (*wire.GroupAssignment, error) {
-	var doubt doubt
+	var patience patience
 	for n := 0; ; n++ {
 		a, err := s.joinOnce(ctx)
 		if err == nil {
 			return a, nil
 		}
 		e := asError(err)
-		if ctx.Err() != nil || e == nil || s.fatal(e, err, &doubt) {
+		if ctx.Err() != nil || e == nil || s.fatal(e, err, &patience) {
 			return nil, err
 		}
 		if pause := s.c.pause(ctx, backoff(n)); pause != nil {
@@ -58,7 +58,7 @@ func (s *Subscription) hear(generation uint64) {
 // follow is the goroutine that hears of new generations. Its questions are the heartbeat too.
 func (s *Subscription) follow() {
 	anchor, member, tries := s.anchor(), true, 0
-	var doubt doubt
+	var patience patience
 	for s.joined.Err() == nil {
 		if at := s.anchor(); at != anchor {
 			anchor, member = at, false // partitions were added
@@ -81,7 +81,7 @@ func (s *Subscription) follow() {
 		}
 		if err == nil {
 			member, tries = true, 0
-			doubt.over()
+			patience.over()
 			s.hear(a.Generation)
 			s.apply(a)
 			if a.Generation >= s.heard.Load() {
@@ -93,12 +93,12 @@ func (s *Subscription) follow() {
 		switch {
 		case e != nil && (e.Reason == wire.ReasonUnknownMember || e.Reason == wire.ReasonGroupNotFound):
 			// We were away for longer than a session, or the group was deleted: it is made anew.
-			doubt.over()
+			patience.over()
 			if member {
 				s.c.cfg.log("joining the group again", "topic", s.topic, "group", s.group, "cause", err)
 			}
 			member = false
-		case s.fatal(e, err, &doubt):
+		case s.fatal(e, err, &patience):
 			s.fail(err)
 			return
 		}

@@ -573,7 +573,7 @@ func TestRestoreLeavesItsTurn(t *testing.T) {
 // forgetChain makes of a machine what it was before there were chains.
 func (m *machine) forgetChain(t testing.TB) {
 	t.Helper()
-	s, err := decodeState(unchained(m.state.encode(nil)))
+	s, err := decodeState(unchained(m.state))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -597,7 +597,7 @@ func (m *machine) forgetChain(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ids = m.state.ids
+	s.ids, s.groups = m.state.ids, m.state.groups
 	m.state = s
 }
 

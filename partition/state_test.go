@@ -115,15 +115,16 @@ func TestStateSurvivesItsEncoding(t *testing.T) {
 		}
 	}
 	s.chain = 0
-	if got, err = decodeState(unchained(enc)); err != nil || !bytes.Equal(got.encode(nil), s.encode(nil)) {
+	if got, err = decodeState(unchained(s)); err != nil || !bytes.Equal(got.encode(nil), s.encode(nil)) {
 		t.Fatalf("a state without a chain: %v", err)
 	}
 }
 
-// unchained is the encoded state of a partition without groups as it was before there were chains.
-func unchained(enc []byte) []byte {
+// unchained encodes a state as it was before there were chains and groups.
+func unchained(s *state) []byte {
 	const chain = 1 + 10*8
-	enc = enc[:len(enc)-len(newState().groups.encode(nil))]
+	enc := s.encode(nil)
+	enc = enc[:len(enc)-len(s.groups.encode(nil))]
 	return append(append([]byte{stateUnchained}, enc[1:chain]...), enc[chain+8:]...)
 }
 

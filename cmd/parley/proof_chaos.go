@@ -163,7 +163,6 @@ type chaosProof struct {
 	changes int // of the topic
 	epochs  epochResult
 	moves   *chaosMoves // nil: none
-	placed  placement   // where the replicas are in the end
 }
 
 // chaosResult is what a run prints with -o json.
@@ -309,9 +308,14 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if err != nil {
 		return err
 	}
+	// A follower learns of the last commit with the leader's next message: so all of them are at the same end before
+	// anybody stops.
+	if err := p.level(ctx); err != nil {
+		p.audit.anomaly(&p.audit.failures, "%v", err)
+	}
 	closeClient(p.c)
 	closed = true
-	if err := p.onDisk(ctx, r); err != nil {
+	if err := p.onDisk(r); err != nil {
 		return err
 	}
 	r.Seconds, r.Groups = time.Since(begin).Seconds(), verdicts
@@ -336,17 +340,11 @@ func (p *chaosProof) conclude(ctx context.Context) (*chaosResult, error) {
 	if p.moves != nil {
 		r.Moves = p.moves.result()
 	}
-	var err error
-	p.placed, err = placedReplicas(ctx, p.c)
-	return r, err
+	return r, nil
 }
 
-// onDisk stops all brokers and compares the replicas. A follower learns of the last commit with the leader's
-// next message: so all of them are at the same end before anybody stops.
-func (p *chaosProof) onDisk(ctx context.Context, r *chaosResult) error {
-	if err := p.level(ctx); err != nil {
-		p.audit.anomaly(&p.audit.failures, "%v", err)
-	}
+// onDisk stops all brokers and compares the replicas.
+func (p *chaosProof) onDisk(r *chaosResult) error {
 	stopped := make(chan error, len(p.cluster.members))
 	for _, m := range p.cluster.members {
 		go func() { stopped <- m.stop() }() // ends within stopLimit
@@ -357,54 +355,15 @@ func (p *chaosProof) onDisk(ctx context.Context, r *chaosResult) error {
 		}
 	}
 	p.say("replicas are compared on disk")
-	var err error
-	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, p.placed, p.audit.tell)
+	at, err := placedReplicas(p.cluster.members)
+	if err != nil {
+		return err
+	}
+	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, at, p.audit.tell)
 	a := p.audit
 	r.StaleEnds, r.Stale = a.staleEnd.Load(), a.stale.Load()
 	r.Phantom, r.TwoValues, r.Vanished, r.Holes, r.Failures = a.phantom.Load(), a.twoValues.Load(), a.vanished.Load(), a.holes.Load(), a.failures.Load()
 	return err
-}
-
-// levelLimit is how long after the last ack replicas may lack something.
-const levelLimit = 30 * time.Second
-
-// level waits until all brokers say the same of where each partition begins and ends.
-func (p *chaosProof) level(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, levelLimit)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		why := p.uneven(ctx)
-		if why == "" {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%s after the last ack the replicas are not level: %s", levelLimit, why)
-		}
-	}
-}
-
-func (p *chaosProof) uneven(ctx context.Context) string {
-	var first map[string]string
-	for i, m := range p.cluster.members {
-		bounds, err := m.bounds(ctx)
-		switch {
-		case err != nil:
-			return fmt.Sprintf("%s: %v", m.name, err)
-		case i == 0:
-			first = bounds
-			continue
-		}
-		for series, v := range first {
-			if bounds[series] != v {
-				return fmt.Sprintf("%s is %s on %s and %q on %s", series, v, p.cluster.members[0].name, bounds[series], m.name)
-			}
-		}
-	}
-	return ""
 }
 
 func (p *chaosProof) print(r *chaosResult) error {

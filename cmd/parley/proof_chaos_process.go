@@ -115,20 +115,43 @@ func leaders(ctx context.Context, c *client.Client, topic string) map[int32]stri
 	return led
 }
 
-// bounds are the metrics of where the partitions on a broker begin and end, by series.
-func (m *clusterProcess) bounds(ctx context.Context) (map[string]string, error) {
+// offsets are where a replica begins and ends, as its broker's metrics write them.
+type offsets struct{ start, next string }
+
+// bounds are the metrics of where the partitions on a broker begin and end.
+func (m *clusterProcess) bounds(ctx context.Context) (map[partitionName]offsets, error) {
 	var body bytes.Buffer
 	if err := m.get(ctx, "/metrics", &body); err != nil {
 		return nil, fmt.Errorf("read metrics: %w", err)
 	}
-	all := map[string]string{}
-	for line := range strings.Lines(body.String()) {
-		if strings.HasPrefix(line, metricNext+"{") || strings.HasPrefix(line, metricStart+"{") {
-			series, v, _ := strings.Cut(strings.TrimSpace(line), "} ")
-			all[series+"}"] = v
+	return parseBounds(body.String()), nil
+}
+
+func parseBounds(metrics string) map[partitionName]offsets {
+	all := map[partitionName]offsets{}
+	for line := range strings.Lines(metrics) {
+		name, rest, _ := strings.Cut(line, "{")
+		if name != metricNext && name != metricStart {
+			continue
 		}
+		labels, v, _ := strings.Cut(strings.TrimSpace(rest), "} ")
+		part := partitionName{topic: label(labels, "topic"), number: label(labels, "partition")}
+		at := all[part]
+		if name == metricNext {
+			at.next = v
+		} else {
+			at.start = v
+		}
+		all[part] = at
 	}
-	return all, nil
+	return all
+}
+
+// label is the value of a metric's label. Topics' names need no escapes.
+func label(labels, name string) string {
+	_, rest, _ := strings.Cut(","+labels, ","+name+`="`)
+	v, _, _ := strings.Cut(rest, `"`)
+	return v
 }
 
 // decodeAck reads the answer to a plain publish.

@@ -1,17 +1,19 @@
 package main
 
 import (
-	"context"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 
-	"github.com/parleymq/parley/client"
+	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // storedBatch is one batch as a replica has it on disk.
@@ -28,55 +30,89 @@ type storedPartition struct {
 	batches []storedBatch
 }
 
-type storedKey struct{ topic, partition uint64 }
-
-// placement is which brokers have a replica of each partition of the topic, by the partition's number.
-type placement map[uint64][]string
-
-func placedReplicas(ctx context.Context, c *client.Client) (placement, error) {
-	d, err := c.DescribeTopic(ctx, chaosTopic)
-	if err != nil {
-		return nil, fmt.Errorf("ask where the replicas are: %w", err)
-	}
-	at := placement{}
-	for _, p := range d.Partitions {
-		at[uint64(p.Partition)] = p.Replicas
-	}
-	return at, nil
+// placement is which replicas the brokers have, by their log; what is retired rests on its broker's disk and is not compared.
+type placement struct {
+	epoch   uint64
+	brokers map[storage.LogID]string
+	resting map[storage.LogID]bool
+	gone    map[uint64]bool // deleted topics
 }
 
-// compareReplicas opens the logs of brokers that were stopped and compares the replicas of every partition
-// byte for byte. It returns how many replicas and batches it compared, and tells each difference. What replicas that
-// moved away have left is not compared: of several replicas on one broker the newest counts.
-func compareReplicas(members []*clusterProcess, at placement, tell func(string, ...any)) (replicas, batches, different int64, err error) {
-	all := map[storedKey][]storedPartition{}
+// placedReplicas reads where the newest epoch that any of some stopped brokers knows has the replicas of all topics.
+func placedReplicas(members []*clusterProcess) (*placement, error) {
+	var newest *config.Config
 	for _, m := range members {
-		if err := readReplicas(m, at, all); err != nil {
+		c, err := broker.KnownEpoch(m.dir)
+		if err != nil {
+			return nil, fmt.Errorf("read the epochs of %s: %w", m.name, err)
+		}
+		if newest == nil || c.Epoch > newest.Epoch {
+			newest = c
+		}
+	}
+	return placementOf(newest), nil
+}
+
+func placementOf(c *config.Config) *placement {
+	at := &placement{epoch: c.Epoch, brokers: map[storage.LogID]string{}, resting: map[storage.LogID]bool{}, gone: map[uint64]bool{}}
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		at.gone[t.ID] = !t.Live()
+		for n := range t.Partitions {
+			id := func(r config.Replica) storage.LogID {
+				return storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}
+			}
+			for _, r := range t.Partitions[n].Replicas {
+				if b := c.Broker(r.Broker); b != nil && t.Live() {
+					at.brokers[id(r)] = b.Name
+				}
+			}
+			for _, r := range t.Partitions[n].Retired {
+				at.resting[id(r)] = true
+			}
+		}
+	}
+	return at
+}
+
+// compareReplicas opens the logs of brokers that were stopped and compares the replicas of every partition of every
+// topic byte for byte. It returns how many replicas and batches it compared, and tells each difference, each replica
+// that isn't where the epoch says, and each that is somewhere else.
+func compareReplicas(members []*clusterProcess, at *placement, tell func(string, ...any)) (replicas, batches, different int64, err error) {
+	all := map[storage.LogID]storedPartition{}
+	for _, m := range members {
+		strange, err := readReplicas(m, at, all)
+		if err != nil {
 			return 0, 0, 0, fmt.Errorf("read the log of %s: %w", m.name, err)
 		}
-	}
-	for number, brokers := range at {
-		found := 0
-		for key, copies := range all {
-			if key.partition == number {
-				found = len(copies)
-			}
-		}
-		if found != len(brokers) {
+		for _, id := range strange {
 			different++
-			tell("partition %d has %d replicas on disk, want %d, on %v", number, found, len(brokers), brokers)
+			tell("%s has replica %d of partition %d of topic %d on disk, which epoch %d doesn't have there", m.name, id.Replica, id.Partition, id.Topic, at.epoch)
 		}
 	}
-	for key, copies := range all {
-		replicas += int64(len(copies))
-		for _, c := range copies {
-			batches += int64(len(c.batches))
+	ids := slices.SortedFunc(maps.Keys(at.brokers), func(a, b storage.LogID) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Replica, b.Replica))
+	})
+	var first *storedPartition
+	for i, id := range ids {
+		if i == 0 || ids[i-1].Topic != id.Topic || ids[i-1].Partition != id.Partition {
+			first = nil
 		}
-		for _, c := range copies[1:] {
-			if why := differ(&copies[0], &c); why != "" {
-				different++
-				tell("replicas of partition %d of topic %d differ: %s", key.partition, key.topic, why)
-			}
+		p, ok := all[id]
+		if !ok {
+			different++
+			tell("replica %d of partition %d of topic %d is not on the disk of %s, where epoch %d has it", id.Replica, id.Partition, id.Topic, at.brokers[id], at.epoch)
+			continue
+		}
+		replicas++
+		batches += int64(len(p.batches))
+		if first == nil {
+			first = &p
+			continue
+		}
+		if why := differ(first, &p); why != "" {
+			different++
+			tell("replicas of partition %d of topic %d differ: %s", id.Partition, id.Topic, why)
 		}
 	}
 	return replicas, batches, different, nil
@@ -101,37 +137,39 @@ func differ(a, b *storedPartition) string {
 	return ""
 }
 
-func readReplicas(m *clusterProcess, at placement, all map[storedKey][]storedPartition) (err error) {
+// readReplicas reads those that a broker is to have, and lists those that it is not to have.
+func readReplicas(m *clusterProcess, at *placement, all map[storage.LogID]storedPartition) (strange []storage.LogID, err error) {
 	engine, err := storage.OpenEngine("badger", storage.Options{Dir: filepath.Join(m.dir, "log", "store")})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	points, err := storage.OpenCheckpointer(filepath.Join(m.dir, "log", "checkpoints"), engine, storage.CheckpointOptions{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, points.Close()) }()
-	newest := map[storedKey]storage.LogID{}
 	for _, id := range points.Checkpoints() {
-		key := storedKey{id.Topic, id.Partition}
-		if slices.Contains(at[id.Partition], m.name) && id.Replica > newest[key].Replica {
-			newest[key] = id
+		switch {
+		case at.brokers[id] == m.name:
+		case at.resting[id] || at.gone[id.Topic]:
+			continue
+		default:
+			strange = append(strange, id)
+			continue
 		}
-	}
-	for key, id := range newest {
 		point, ok := points.Load(id)
 		if !ok {
 			continue
 		}
 		p, err := readReplica(engine, point)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", id, err)
+			return nil, fmt.Errorf("read %s: %w", id, err)
 		}
 		p.broker = m.name
-		all[key] = append(all[key], p)
+		all[id] = p
 	}
-	return nil
+	return strange, nil
 }
 
 func readReplica(engine storage.Engine, point storage.Checkpoint) (p storedPartition, err error) {
