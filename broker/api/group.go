@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
 
@@ -127,7 +128,9 @@ func (h *Handlers) GroupDescribe(ctx context.Context, q wire.GroupRequest) (wire
 	res := wire.GroupDescription{
 		Topic: q.Topic, Group: q.Group, Members: []wire.GroupMember{}, Partitions: make([]wire.GroupPartitionDescription, len(parts)),
 	}
-	known, silent := false, ""
+	// Partitions that were added have moved the anchor. The one before goes on counting its members out, for nobody.
+	anchor := int(record.PartitionOf([]byte(q.Group), int32(len(parts))))
+	known, anchored, silent := false, false, ""
 	for n := range parts {
 		if parts[n].Problem != "" {
 			silent = parts[n].Problem
@@ -137,7 +140,8 @@ func (h *Handlers) GroupDescribe(ctx context.Context, q wire.GroupRequest) (wire
 				res.Mode, res.Options = s.Mode, s.Options
 			}
 			known = true
-			if s.Anchor && s.Generation >= res.Generation {
+			if s.Anchor && (n == anchor || !anchored && s.Generation >= res.Generation) {
+				anchored = n == anchor
 				res.Generation, res.Members, res.Mode, res.Options = s.Generation, s.Members, s.Mode, s.Options
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/record"
 )
 
 // grouped is a runtime whose partitions know what a test gives them.
@@ -57,6 +58,33 @@ func TestGroupDescribeAddsUp(t *testing.T) {
 	// The third partition is one that nobody has come to yet.
 	if d.Lag != 6+4+3 || d.LagMS != 900 || d.Generation != 7 || d.Partitions[1].Member != "worker" || d.Partitions[2].Committed != -1 {
 		t.Errorf("%+v", d)
+	}
+}
+
+// After partitions were added another one is the anchor. What the old one says is out of date, also when
+// it has counted further.
+func TestGroupDescribeAsksTheAnchor(t *testing.T) {
+	t.Parallel()
+	state := func(generation uint64, members ...wire.GroupMember) GroupPart {
+		return GroupPart{States: []wire.GroupPartitionState{{Group: "g", Mode: "exclusive", Anchor: true, Generation: generation, Members: members}}}
+	}
+	anchor := record.PartitionOf([]byte("g"), 3)
+	for old := range int32(3) {
+		if old == anchor {
+			continue
+		}
+		g := &grouped{parts: make([]GroupPart, 3)}
+		g.parts[old], g.parts[anchor] = state(9), state(8, wire.GroupMember{ID: "x1"})
+		h := groupHandlers(t, g)
+		d, err := h.GroupDescribe(t.Context(), wire.GroupRequest{Topic: "orders", Group: "g"})
+		if err != nil || d.Generation != 8 || len(d.Members) != 1 {
+			t.Errorf("old anchor %d: %+v, %v", old, d, err)
+		}
+		// While nobody has come to the new one, the old one is all there is.
+		g.parts[anchor] = GroupPart{}
+		if d, err := h.GroupDescribe(t.Context(), wire.GroupRequest{Topic: "orders", Group: "g"}); err != nil || d.Generation != 9 {
+			t.Errorf("only anchor %d: %+v, %v", old, d, err)
+		}
 	}
 }
 
