@@ -25,6 +25,9 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 	if err := p.checkGroup(j.Group, j.Member.ID, &j.Options); err != nil {
 		return none, err
 	}
+	if err := p.checkGeneration(j.Group, j.Generation); err != nil {
+		return none, err
+	}
 	if err := group.CheckMember(&j.Member); err != nil {
 		return none, describe(ErrBadRequest, "%s: %v", p.name, err)
 	}
@@ -140,6 +143,9 @@ func (p *Partition) SyncGroup(ctx context.Context, s group.Sync) (group.Assignme
 
 func (p *Partition) syncGroup(ctx context.Context, y group.Sync) (none group.Assignment, _ *Error) {
 	if err := p.checkGroup(y.Group, y.Member, nil); err != nil {
+		return none, err
+	}
+	if err := p.checkGeneration(y.Group, y.Generation); err != nil {
 		return none, err
 	}
 	gl, err := p.leadingGroups()

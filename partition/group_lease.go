@@ -14,6 +14,17 @@ type leaseTime struct {
 	wanted   uint64 // the newest generation that asks for it
 }
 
+// maxGeneration is beyond what counting ever reaches. A request that names a higher one would be the last that the partition, or
+// the anchor, hears of: everybody else's generation would be old for good.
+const maxGeneration = 1 << 62
+
+func (p *Partition) checkGeneration(name string, generation uint64) *Error {
+	if generation >= maxGeneration {
+		return describe(ErrBadRequest, "%s: group %s: generation %d: less than %d is allowed", p.name, name, generation, uint64(maxGeneration))
+	}
+	return nil
+}
+
 // leaseOf returns the lease as the log has it, and how long it lasts. A lease that this leader has not seen granted or
 // renewed goes on for one session from the beginning of its term: its holder may have been
 // told so by the leader before. mu is held.
@@ -44,6 +55,9 @@ func (p *Partition) LeaseGroup(ctx context.Context, r group.LeaseRequest) (group
 
 func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none group.Lease, _ *Error) {
 	if err := p.checkGroup(r.Group, r.Member, &r.Options); err != nil {
+		return none, err
+	}
+	if err := p.checkGeneration(r.Group, r.Generation); err != nil {
 		return none, err
 	}
 	gl, err := p.leadingGroups()

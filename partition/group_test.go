@@ -327,3 +327,22 @@ func TestAnchorGivesPartitionsToMembers(t *testing.T) {
 		t.Fatalf("%+v", a)
 	}
 }
+
+// A generation that no counting reaches comes from a mistake. Taken for true it would be the last that the group has.
+func TestGenerationsThatNobodyReachesAreRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.open()
+	ctx := context.Background()
+	for _, g := range []uint64{maxGeneration, 1<<64 - 1} {
+		_, err := r.lease("x", g, 0, 0)
+		wantError(t, err, ErrBadRequest)
+		_, err = r.p.JoinGroup(ctx, group.Join{Group: "g", Member: group.Member{ID: "x"}, Partitions: 1, Generation: g})
+		wantError(t, err, ErrBadRequest)
+		_, err = r.p.SyncGroup(ctx, group.Sync{Group: "g", Member: "x", Generation: g})
+		wantError(t, err, ErrBadRequest)
+	}
+	if _, err := r.lease("a", 1, 0, 0); err != nil {
+		t.Fatalf("the first member after them: %v", err)
+	}
+}
