@@ -23,11 +23,17 @@ const (
 // progressDamaged is a flag of what a follower tells: see quarantine.go.
 const progressDamaged = 1
 
+// looks are what a leader had applied when it looked, newest first. A follower of an idle partition learns of the last commit
+// with the next heartbeat, and tells of it at its next look: so long it isn't behind.
+type looks [5]uint64
+
+func (l *looks) oldest() uint64 { return l[len(l)-1] }
+
 // progress of one partition's followers, as its leader here knows it.
 type progress struct {
 	mu       sync.Mutex
 	term     uint64
-	own      [3]uint64          // what the leader had applied at the last looks, newest first
+	own      looks
 	applied  map[uint64]applied // by replica
 	told     uint64             // the follower's side: what was told last, to whom
 	toldTo   uint64
@@ -94,9 +100,12 @@ func (p *progress) observe(term, index uint64) {
 			}
 			p.applied[id] = a
 		}
-		p.own = [3]uint64{index, index, index}
+		for i := range p.own {
+			p.own[i] = index
+		}
 	}
-	p.own = [3]uint64{index, p.own[0], p.own[1]}
+	copy(p.own[1:], p.own[:])
+	p.own[0] = index
 }
 
 // hear takes a follower's word.
@@ -108,7 +117,7 @@ func (p *progress) hear(replica, index uint64, bytes int64, bad bool) {
 	}
 	now := time.Now()
 	a := applied{index: index, bytes: bytes, at: now, bad: bad}
-	if !bad && p.term != 0 && index >= p.own[2] {
+	if !bad && p.term != 0 && index >= p.own.oldest() {
 		if a.since = p.applied[replica].since; a.since.IsZero() {
 			a.since = now
 		}
@@ -156,7 +165,11 @@ func (b *Broker) tellProgress(all bool) {
 		}
 		index, bytes, now := uint64(0), int64(0), s.lead.load()
 		if p != nil {
-			index, bytes = p.Log().Applied(), p.Status().Bytes
+			st := p.Status()
+			index, bytes = p.Log().Applied(), st.Bytes
+			if r := st.Restoring; r != nil { // what it fetches, or had fetched before it began anew, isn't shown yet
+				bytes = r.Held + min(r.Fetched, r.Lacking)
+			}
 		}
 		if now.broker == b.self() {
 			s.progress.observe(now.term, index)
