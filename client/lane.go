@@ -60,9 +60,9 @@ import (
 //  6. Sequences end at 2^31-1. Before that the lane waits until nothing is in flight and
 //     raises the epoch; after the last epoch it takes a new id.
 //  7. A lane changes its connection only when nothing is out: on two at once a later batch
-//     would overtake an earlier one. Another leader is known, and the old one's
-//     answers are overdue: then they are given up for lost, which costs nothing but a
-//     resend.
+//     would overtake an earlier one. When answers are overdue, and another leader is
+//     known by now or the connection is silent altogether, they are given up for
+//     lost, which costs nothing but a resend.
 //  8. Epochs are the lane's own, not the Producer's: a partition that can't be
 //     reached doesn't disturb the others.
 //
@@ -283,7 +283,9 @@ func (l *lane) take(now time.Time) {
 }
 
 // overdue looks for attempts whose answer should have come long ago: their broker may be
-// gone without a word. Whether another one leads by now the metadata says.
+// gone without a word, or cut off from the others. Whether another one leads by now,
+// and whether it still answers anything, the metadata says. All that is out goes
+// over one connection (7), so all of it is given up, and sent again in order.
 func (l *lane) overdue(now time.Time) {
 	l.lookAt = time.Time{}
 	if l.out == 0 || !l.p.routes.several() {

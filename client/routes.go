@@ -13,9 +13,10 @@ import (
 
 // routes finds the connection for a request about a partition. In a cluster that is
 // one to the broker that leads it, as the metadata has it; any broker forwards,
-// so it is never waited for: until it is there, or when it can't be had, requests go over
-// base, the connection that Connect made. A lone broker, or a client that
-// reaches only one, has base and nothing else.
+// so it is never waited for: until it is there, or when it can't be had or is silent,
+// requests go over base, the connection that Connect made, or over another one while
+// that is in doubt. A lone broker, or a client that reaches only one, has base and
+// nothing else.
 //
 // Connections to leaders are dialled when they are first wanted, one a broker,
 // dropped when they break or when the metadata no longer has the broker, and dialled
