@@ -458,7 +458,7 @@ func (d *Dispatcher) Applied(index uint64, now int64) {
 			}
 			d.unname(v.member, last-first+1)
 			if d.keyed != nil {
-				d.keyed.settled(first, last, true)
+				d.keyed.settled(first, last)
 			}
 		})
 		return true
@@ -491,7 +491,7 @@ func (d *Dispatcher) Applied(index uint64, now int64) {
 			d.slots.set(first, last, v)
 			switch {
 			case d.keyed != nil:
-				d.keyed.settled(first, last, v.state == dead)
+				d.keyed.back(first, last, v.state == dead)
 			case v.state == ready:
 				d.ready.set(first, last, struct{}{})
 			}

@@ -1,5 +1,7 @@
 package group
 
+import "math"
+
 // MaxParked is how many records of a key-ordered group are looked at ahead of the oldest ones that can't be taken yet.
 const MaxParked = 1 << 17
 
@@ -19,79 +21,110 @@ type keyed struct {
 	handled runs[struct{}] // at the start, above the cursor
 	open    runs[struct{}] // on offer to all
 	offered int            // keys on offer to their owners
-	recs    []rec
-	freeRec int32
-	at      map[int64]int32 // offset: its place in recs
+	keyRecs
 	keys    []key
 	freeKey int32
-	byHash  map[uint64]int32
+	byHash  table // to a place in keys
 
 	takes  uint64 // the number of the take that is going on, or was the last
 	taking bool
-	offs   []int64 // scratch
-}
-
-// rec is a record that has a key and is not handled.
-type rec struct {
-	off        int64
-	key        int32
-	prev, next int32 // in one of its key's lists
-	waits      bool
+	reach  int64   // of the take that is going on: it hands out nothing beyond
+	chains []int32 // keys of which it put another record on offer
 }
 
 const none = -1
 
+// key is one cache line.
 type key struct {
-	hash             uint64
-	head, tail       int32 // waiting, by offset
-	held             int32 // first of those that the owner has, in no order
-	out, voids, busy int32 // of those; busy: settling
-	failing          int32 // of busy, those that came back
-	owner            int32
-	alone            bool   // a delivery after the first is out
-	take             uint64 // that handed out the newest of them
-	offer            int64  // the record on offer, none
-	to               int32  // member, none: to all
+	hash       uint64
+	take       uint64 // that handed out the newest of them
+	offer      int64  // the record on offer, none
+	to         int32  // member, none: to all
+	head, tail int32  // waiting, by offset
+	held       int32  // first of those that the owner has, in no order
+	out, voids int32  // of those
+	failing    int32  // of those, settling and come back
+	owner      int32
+	alone      bool // a delivery after the first is out
 }
 
 func newKeyed(d *Dispatcher) *keyed {
-	return &keyed{d: d, at: map[int64]int32{}, byHash: map[uint64]int32{}, freeRec: none, freeKey: none}
+	return &keyed{d: d, keyRecs: newKeyRecs(), freeKey: none}
 }
 
-// Feed tells the keys of the records from the cursor on, as hashes, 0 for none. It takes as many as it has
-// room for.
+// Feed tells the keys of the records from the cursor on, as hashes, 0 for none. It takes as many as there are
+// records.
 func (d *Dispatcher) Feed(hashes []uint64) {
 	k := d.keyed
-	for _, h := range hashes {
-		off := d.cursor
-		if off >= d.next {
-			return
+	hashes = hashes[:min(int64(len(hashes)), max(0, d.next-d.cursor))]
+	for len(hashes) > 0 {
+		// A stretch of which the log says the same.
+		first, last := d.cursor, d.cursor+int64(len(hashes))-1
+		h, isHandled := k.handled.next(first)
+		if isHandled = isHandled && h.first <= last; isHandled && h.first > first {
+			last, isHandled = h.first-1, false
+		} else if isHandled {
+			last = min(last, h.last)
 		}
-		d.cursor++
-		if _, ok := k.handled.get(off); ok {
-			continue
-		}
-		if _, ok := d.slots.get(off); !ok {
-			d.slots.set(off, off, slot{state: ready, fresh: true, deliveries: 1})
-		}
-		v, _ := d.slots.get(off)
-		if v.state == dead {
-			continue
-		}
-		if h == 0 {
-			if v.state == ready {
-				k.open.set(off, off, struct{}{})
+		if !isHandled {
+			r, known := d.slots.next(first)
+			state := ready
+			switch {
+			case known && r.first <= first:
+				last, state = min(last, r.last), r.v.state
+			case known && r.first <= last:
+				last = r.first - 1
+				fallthrough
+			default:
+				d.slots.set(first, last, slot{state: ready, fresh: true, deliveries: 1})
 			}
-			continue
+			if state != dead {
+				k.feed(first, hashes[:last-first+1], state == ready)
+			}
 		}
-		i := k.key(h)
-		k.enqueue(k.rec(off, i))
-		if k.keys[i].offer == none {
-			k.refresh(i)
-		}
+		d.cursor = last + 1
+		hashes = hashes[last-first+1:]
 	}
 	if d.cursor > 0 {
 		k.handled.clear(0, d.cursor-1)
+	}
+}
+
+// feed takes a stretch of records with one state.
+func (k *keyed) feed(first int64, hashes []uint64, isReady bool) {
+	from, to := first, first-1 // on offer to all, not noted yet
+	offer := func(off int64) {
+		if to+1 != off {
+			if from <= to {
+				k.open.set(from, to, struct{}{})
+			}
+			from = off
+		}
+		to = off
+	}
+	// Records that come back may have keys that are not known yet; refresh looks.
+	plain := isReady && k.d.backs.count == 0 && k.d.backsSent.count == 0
+	for j, h := range hashes {
+		off := first + int64(j)
+		if h == 0 {
+			if isReady {
+				offer(off)
+			}
+			continue
+		}
+		i, isNew := k.key(h)
+		key := &k.keys[i]
+		k.enqueue(k.add(off, i), key)
+		switch {
+		case isNew && plain: // as refresh would
+			key.offer = off
+			offer(off)
+		case key.offer == none:
+			k.refresh(i)
+		}
+	}
+	if from <= to {
+		k.open.set(from, to, struct{}{})
 	}
 }
 
@@ -99,103 +132,27 @@ func (d *Dispatcher) Feed(hashes []uint64) {
 func (d *Dispatcher) Hungry() bool {
 	const ahead = 2 * MaxPullMessages
 	k := d.keyed
-	return k != nil && d.cursor < d.next && k.open.covered < ahead && len(k.at) < MaxParked && d.slots.count < MaxParked
+	return k != nil && d.cursor < d.next && k.open.covered < ahead && k.live < MaxParked && d.slots.count < MaxParked
 }
 
 // Cursor is the first offset that was not looked at.
 func (d *Dispatcher) Cursor() int64 { return d.cursor }
 
-func (k *keyed) key(h uint64) int32 {
-	if i, ok := k.byHash[h]; ok {
-		return i
+// key returns the place of a key, and whether it was not known.
+func (k *keyed) key(h uint64) (i int32, isNew bool) {
+	e := k.byHash.place(h)
+	if e.value != 0 {
+		return e.value - 1, false
 	}
-	i := k.freeKey
-	if i != none {
+	if i = k.freeKey; i != none {
 		k.freeKey = k.keys[i].head
 	} else {
 		i = int32(len(k.keys))
 		k.keys = append(k.keys, key{})
 	}
 	k.keys[i] = key{hash: h, head: none, tail: none, held: none, owner: none, offer: none, to: none}
-	k.byHash[h] = i
-	return i
-}
-
-func (k *keyed) rec(off int64, key int32) int32 {
-	i := k.freeRec
-	if i != none {
-		k.freeRec = k.recs[i].next
-	} else {
-		i = int32(len(k.recs))
-		k.recs = append(k.recs, rec{})
-	}
-	k.recs[i] = rec{off: off, key: key, prev: none, next: none}
-	k.at[off] = i
-	return i
-}
-
-// enqueue puts a record among those that wait, by offset. It is mostly the last, or one of the first.
-func (k *keyed) enqueue(i int32) {
-	r := &k.recs[i]
-	key := &k.keys[r.key]
-	r.waits = true
-	if key.tail == none || k.recs[key.tail].off < r.off {
-		r.prev, r.next = key.tail, none
-		if key.tail != none {
-			k.recs[key.tail].next = i
-		} else {
-			key.head = i
-		}
-		key.tail = i
-		return
-	}
-	n := key.head
-	for k.recs[n].off < r.off {
-		n = k.recs[n].next
-	}
-	r.prev, r.next = k.recs[n].prev, n
-	k.recs[n].prev = i
-	if r.prev != none {
-		k.recs[r.prev].next = i
-	} else {
-		key.head = i
-	}
-}
-
-// hold puts a record among those that the owner has.
-func (k *keyed) hold(i int32) {
-	r := &k.recs[i]
-	key := &k.keys[r.key]
-	r.waits, r.prev, r.next = false, none, key.held
-	if key.held != none {
-		k.recs[key.held].prev = i
-	}
-	key.held = i
-}
-
-func (k *keyed) unlink(i int32) {
-	r := &k.recs[i]
-	key := &k.keys[r.key]
-	if r.prev != none {
-		k.recs[r.prev].next = r.next
-	} else if r.waits {
-		key.head = r.next
-	} else {
-		key.held = r.next
-	}
-	if r.next != none {
-		k.recs[r.next].prev = r.prev
-	} else if r.waits {
-		key.tail = r.prev
-	}
-	r.prev, r.next = none, none
-}
-
-func (k *keyed) removeRec(i int32) {
-	k.unlink(i)
-	delete(k.at, k.recs[i].off)
-	k.recs[i].next = k.freeRec
-	k.freeRec = i
+	k.byHash.put(e, h, i)
+	return i, true
 }
 
 // refresh puts the right record of a key on offer, frees the key when its owner has nothing more of it, and forgets
@@ -219,18 +176,22 @@ func (k *keyed) refresh(i int32) {
 	}
 	if key.head == none {
 		if key.held == none {
-			delete(k.byHash, key.hash)
+			k.byHash.remove(key.hash)
 			key.head = k.freeKey
 			k.freeKey = i
 		}
 		return
 	}
-	off := k.recs[key.head].off
-	v, _ := k.d.slots.get(off)
-	if v.state != ready || key.failing > 0 || key.alone || v.deliveries > 1 && key.out > 0 {
+	if key.failing > 0 || key.alone {
 		return
 	}
-	if key.out > 0 && !(k.taking && key.take == k.takes) {
+	off := k.offset(key.head)
+	chained := key.out > 0
+	if chained && !(k.taking && key.take == k.takes && off <= k.reach) {
+		return
+	}
+	v, _ := k.d.slots.get(off)
+	if v.state != ready || v.deliveries > 1 && key.out > 0 {
 		return
 	}
 	if key.voids > 0 && k.voidBelow(key, off) {
@@ -248,32 +209,25 @@ func (k *keyed) refresh(i int32) {
 	key.offer, key.to = off, key.owner
 	if key.owner == none {
 		k.open.set(off, off, struct{}{})
-	} else {
-		k.d.members.list[key.owner].offers.set(off, off, struct{}{})
-		k.offered++
+		return
+	}
+	k.d.members.list[key.owner].offers.set(off, off, struct{}{})
+	k.offered++
+	if chained {
+		k.chains = append(k.chains, i)
 	}
 }
 
 // voidBelow tells whether a void record has its turn before off.
 func (k *keyed) voidBelow(key *key, off int64) bool {
 	for n := key.held; n != none; n = k.recs[n].next {
-		if k.recs[n].off < off {
-			if v, _ := k.d.slots.get(k.recs[n].off); v.state == void {
+		if at := k.offset(n); at < off {
+			if v, _ := k.d.slots.get(at); v.state == void {
 				return true
 			}
 		}
 	}
 	return false
-}
-
-// each visits the records with a key in first..last.
-func (k *keyed) each(first, last int64, visit func(i int32, r *rec, key *key)) {
-	for off := first; off <= last; off++ {
-		if i, ok := k.at[off]; ok {
-			r := &k.recs[i]
-			visit(i, r, &k.keys[r.key])
-		}
-	}
 }
 
 // take hands out what is on offer to a member, in order of offset.
@@ -292,94 +246,140 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 		if me.waiting == 0 && me.out == 0 {
 			active++
 		}
-		share = (int64(len(k.byHash)) + int64(active) - 1) / int64(active)
+		share = (int64(k.byHash.count) + int64(active) - 1) / int64(active)
 	}
 	k.takes++
 	k.taking = true
-	defer k.endTake(m)
+	k.reach = k.reachOf(room, share)
+	defer k.endTake()
 	for room > 0 {
 		me = &d.members.list[m]
 		a, okA := k.open.next(0)
 		b, okB := me.offers.next(0)
 		okA = okA && (share < 0 || me.keys < share)
 		okB = okB && (share < 0 || me.keys <= share)
-		var off int64
+		// A stretch of one kind: its records are of different keys, and what comes on offer once they
+		// are taken lies beyond it.
+		x := a
 		switch {
 		case okA && (!okB || a.first < b.first):
-			off = a.first
+			if okB {
+				x.last = min(x.last, b.first-1)
+			}
 		case okB:
-			off = b.first
+			if x = b; okA {
+				x.last = min(x.last, a.first-1)
+			}
 		default:
 			return dst
 		}
-		v, _ := d.slots.get(off)
-		dst = d.deliver(dst, m, off, off, v.deliveries, now)
-		if i, ok := k.at[off]; ok {
-			k.takenRec(i, m, v.deliveries)
-		} else {
-			k.open.clear(off, off)
+		isOpen := x.first == a.first && okA
+		s, _ := d.slots.next(x.first)
+		x.last = min(x.last, s.last, x.first+room-1)
+		if isOpen && share >= 0 {
+			x.last = k.keysUpTo(x.first, x.last, share-me.keys)
 		}
-		room--
+		if isOpen {
+			k.open.clear(x.first, x.last)
+		} else {
+			me.offers.clear(x.first, x.last)
+			k.offered -= int(x.last - x.first + 1)
+		}
+		dst = d.deliver(dst, m, x.first, x.last, s.v.deliveries, now)
+		for off := x.first; off <= x.last; off++ {
+			if i := k.find(off); i != none {
+				key := &k.keys[k.recs[i].key]
+				key.offer, key.to = none, none
+				k.handOut(i, m, s.v.deliveries)
+			}
+		}
+		room -= x.last - x.first + 1
 	}
 	return dst
 }
 
-// endTake takes off offer what only this take could have had.
-func (k *keyed) endTake(m int32) {
-	k.taking = false
-	k.offs = k.offs[:0]
-	k.d.members.list[m].offers.all(func(r runOf[struct{}]) bool {
-		for off := r.first; off <= r.last; off++ {
-			k.offs = append(k.offs, off)
+// reachOf returns an offset that a take doesn't get beyond, as what it takes lies in order.
+func (k *keyed) reachOf(room, share int64) int64 {
+	reach := int64(math.MaxInt64)
+	if share < 0 && k.open.covered >= room {
+		k.open.all(func(r runOf[struct{}]) bool {
+			reach = min(r.last, r.first+room-1)
+			room -= r.last - r.first + 1
+			return room > 0
+		})
+	}
+	return reach
+}
+
+// keysUpTo cuts a stretch of records, each of another key or of none, so that it has that many keys.
+func (k *keyed) keysUpTo(first, last, most int64) int64 {
+	for off := first; off <= last; off++ {
+		if k.find(off) != none {
+			if most--; most == 0 {
+				return off
+			}
 		}
-		return true
-	})
-	for _, off := range k.offs {
-		i := k.recs[k.at[off]].key
-		if k.keys[i].out > 0 {
+	}
+	return last
+}
+
+// endTake takes off offer what only this take could have had.
+func (k *keyed) endTake() {
+	k.taking = false
+	for _, i := range k.chains {
+		if key := &k.keys[i]; key.offer != none && key.out > 0 {
 			k.refresh(i)
 		}
 	}
+	k.chains = k.chains[:0]
 }
 
-func (k *keyed) takenRec(i, m int32, deliveries int32) {
-	key := &k.keys[k.recs[i].key]
+// handOut gives a record that is not on offer any more to a member, with its key.
+func (k *keyed) handOut(i, m int32, deliveries int32) {
+	n := k.recs[i].key
+	key := &k.keys[n]
 	key.take = k.takes
-	k.unlink(i)
-	k.hold(i)
+	k.unlink(i, key)
+	k.hold(i, key)
 	key.out++
 	key.alone = key.alone || deliveries > 1
 	if key.owner == none {
-		// Off offer first: refresh looks among the new owner's.
-		k.open.clear(key.offer, key.offer)
-		key.offer = none
 		key.owner = m
 		k.d.members.list[m].keys++
 	}
-	k.refresh(k.recs[i].key)
+	if key.head != none || key.offer != none {
+		k.refresh(n)
+	}
 }
 
-// taken is takenRec for acks that come late: the member had the record from an earlier leader.
+// taken is for acks that come late: the member had the record from an earlier leader.
 func (k *keyed) taken(first, last int64, m int32) {
 	for off := first; off <= last; off++ {
-		if i, ok := k.at[off]; ok {
-			v, _ := k.d.slots.get(off)
-			k.takenRec(i, m, v.deliveries)
-		} else {
+		i := k.find(off)
+		if i == none {
 			k.open.clear(off, off)
+			continue
 		}
+		key := &k.keys[k.recs[i].key]
+		if key.owner == none && key.offer != none {
+			// Off offer first: refresh looks among the new owner's.
+			k.open.clear(key.offer, key.offer)
+			key.offer = none
+		}
+		v, _ := k.d.slots.get(off)
+		k.handOut(i, m, v.deliveries)
 	}
 }
 
 // free tells whether nobody but the member has records of the key, and none that waits comes before off, but for those
 // from first on, which the same answer is about.
 func (k *keyed) free(off, first int64, member string) bool {
-	i, ok := k.at[off]
-	if !ok {
+	i := k.find(off)
+	if i == none {
 		return true
 	}
 	key := &k.keys[k.recs[i].key]
-	if key.head != none && k.recs[key.head].off < first {
+	if key.head != none && k.offset(key.head) < first {
 		return false
 	}
 	owner := key.owner
@@ -388,28 +388,34 @@ func (k *keyed) free(off, first int64, member string) bool {
 
 // acked notes records that are settling as done.
 func (k *keyed) acked(first, last int64) {
-	k.each(first, last, func(_ int32, r *rec, key *key) {
+	for off := first; off <= last; off++ {
+		i := k.find(off)
+		if i == none {
+			continue
+		}
+		n := k.recs[i].key
+		key := &k.keys[n]
 		key.out--
-		key.busy++
 		key.alone = false // it was the only one, or none was
-		k.refresh(r.key)
-	})
+		if key.head != none {
+			k.refresh(n)
+		}
+	}
 }
 
 // failed notes records that are settling and come back. What is dead doesn't come back: it makes none void.
 func (k *keyed) failed(first, last int64, dead bool) {
 	for off := first; off <= last; off++ {
-		i, ok := k.at[off]
-		if !ok {
+		i := k.find(off)
+		if i == none {
 			continue
 		}
 		key := &k.keys[k.recs[i].key]
 		key.out--
-		key.busy++
 		key.failing++
 		key.alone = false
 		for n := key.held; n != none && !dead; n = k.recs[n].next {
-			later := k.recs[n].off
+			later := k.offset(n)
 			if later <= off {
 				continue
 			}
@@ -426,32 +432,48 @@ func (k *keyed) failed(first, last int64, dead bool) {
 	}
 }
 
-// settled notes that what was settling is committed: gone, or back among those that wait.
-func (k *keyed) settled(first, last int64, gone bool) {
-	if gone && last >= k.d.cursor { // dead since before this leader
+// settled notes that what was settling is committed as done.
+func (k *keyed) settled(first, last int64) {
+	if last >= k.d.cursor { // dead since before this leader
 		k.handled.set(max(first, k.d.cursor), last, struct{}{})
 	}
 	for off := first; off <= last; off++ {
-		i, ok := k.at[off]
-		if !ok {
-			if v, _ := k.d.slots.get(off); !gone && v.state == ready {
+		if i := k.find(off); i != none {
+			k.gone(i)
+		}
+	}
+}
+
+// gone forgets a record.
+func (k *keyed) gone(i int32) {
+	n := k.recs[i].key
+	k.unlink(i, &k.keys[n])
+	k.remove(i)
+	k.refresh(n)
+}
+
+// back notes that records which came back are committed: dead, or among those that wait.
+func (k *keyed) back(first, last int64, dead bool) {
+	if dead && last >= k.d.cursor {
+		k.handled.set(max(first, k.d.cursor), last, struct{}{})
+	}
+	for off := first; off <= last; off++ {
+		i := k.find(off)
+		if i == none {
+			if v, _ := k.d.slots.get(off); !dead && v.state == ready {
 				k.open.set(off, off, struct{}{})
 			}
 			continue
 		}
 		n := k.recs[i].key
 		key := &k.keys[n]
-		key.busy--
-		if gone {
-			if _, isDead := k.d.slots.get(off); isDead {
-				key.failing--
-			}
-			k.removeRec(i)
-		} else {
-			key.failing--
-			k.unlink(i)
-			k.enqueue(i)
+		key.failing--
+		if dead {
+			k.gone(i)
+			continue
 		}
+		k.unlink(i, key)
+		k.enqueue(i, key)
 		k.refresh(n)
 	}
 }
@@ -459,7 +481,7 @@ func (k *keyed) settled(first, last int64, gone bool) {
 // changed notes that waiting records became ready.
 func (k *keyed) changed(first, last int64) {
 	for off := first; off <= last; off++ {
-		if i, ok := k.at[off]; ok {
+		if i := k.find(off); i != none {
 			k.refresh(k.recs[i].key)
 		} else if off < k.d.cursor {
 			k.open.set(off, off, struct{}{})
@@ -468,27 +490,34 @@ func (k *keyed) changed(first, last int64) {
 }
 
 func (k *keyed) voidAnswered(first, last int64) {
-	k.each(first, last, func(i int32, r *rec, key *key) {
+	for off := first; off <= last; off++ {
+		i := k.find(off)
+		if i == none {
+			continue
+		}
+		n := k.recs[i].key
+		key := &k.keys[n]
 		key.voids--
-		k.unlink(i)
-		k.enqueue(i)
-		k.refresh(r.key)
-	})
+		k.unlink(i, key)
+		k.enqueue(i, key)
+		k.refresh(n)
+	}
 }
 
 // givenBack undoes deliveries.
 func (k *keyed) givenBack(first, last int64) {
 	for off := last; off >= first; off-- {
-		i, ok := k.at[off]
-		if !ok {
+		i := k.find(off)
+		if i == none {
 			k.open.set(off, off, struct{}{})
 			continue
 		}
 		n := k.recs[i].key
-		k.keys[n].out--
-		k.keys[n].alone = false
-		k.unlink(i)
-		k.enqueue(i)
+		key := &k.keys[n]
+		key.out--
+		key.alone = false
+		k.unlink(i, key)
+		k.enqueue(i, key)
 		k.refresh(n)
 	}
 }
@@ -497,12 +526,11 @@ func (k *keyed) givenBack(first, last int64) {
 func (k *keyed) drop(first, last int64) {
 	k.open.clear(first, last)
 	for off := first; off <= last; off++ {
-		i, ok := k.at[off]
-		if !ok {
+		i := k.find(off)
+		if i == none {
 			continue
 		}
-		n := k.recs[i].key
-		key := &k.keys[n]
+		key := &k.keys[k.recs[i].key]
 		v, _ := k.d.slots.get(off)
 		switch v.state {
 		case out:
@@ -511,12 +539,10 @@ func (k *keyed) drop(first, last int64) {
 		case void:
 			key.voids--
 		case settling:
-			key.busy--
 			if !v.done {
 				key.failing--
 			}
 		}
-		k.removeRec(i)
-		k.refresh(n)
+		k.gone(i)
 	}
 }

@@ -78,6 +78,9 @@ func (r *runs[V]) all(visit func(runOf[V]) bool) {
 
 // set gives first..last the value v, whatever was there.
 func (r *runs[V]) set(first, last int64, v V) {
+	if r.append(first, last, v) {
+		return
+	}
 	r.clear(first, last)
 	r.covered += last - first + 1
 	b, i := r.place(first)
@@ -96,6 +99,26 @@ func (r *runs[V]) set(first, last int64, v V) {
 		return
 	}
 	r.insert(b, i, runOf[V]{first, last, v})
+}
+
+// append is set where nothing is known from first on, as it mostly is.
+func (r *runs[V]) append(first, last int64, v V) bool {
+	b := len(r.blocks) - 1
+	if b < 0 {
+		return false
+	}
+	blk := r.blocks[b]
+	x := &blk[len(blk)-1]
+	if x.last >= first {
+		return false
+	}
+	r.covered += last - first + 1
+	if x.last+1 == first && x.v == v {
+		x.last = last
+	} else {
+		r.insert(b+1, 0, runOf[V]{first, last, v})
+	}
+	return true
 }
 
 func (r *runs[V]) before(b, i int) *runOf[V] {

@@ -628,8 +628,8 @@ func run(seed uint64, mode Mode, mutant string, steps int) string {
 	if w.d.Tick(w.now + 1<<40); pending != 0 || again != 0 || deadLetters != 0 || w.d.slots.count != 0 {
 		return fmt.Sprintf("in the end %d pending, %d redelivering, %d dead, %d slots", pending, again, deadLetters, w.d.slots.count)
 	}
-	if k := w.d.keyed; k != nil && (len(k.byHash) != 0 || len(k.at) != 0 || k.offered != 0 || k.open.count != 0) {
-		return fmt.Sprintf("in the end %d keys, %d records with keys, %d offers", len(k.byHash), len(k.at), k.offered)
+	if k := w.d.keyed; k != nil && (k.byHash.count != 0 || k.live != 0 || k.byOff.count != 0 || k.offered != 0 || k.open.count != 0) {
+		return fmt.Sprintf("in the end %d keys, %d records with keys, %d offers", k.byHash.count, k.live, k.offered)
 	}
 	return ""
 }
