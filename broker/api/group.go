@@ -172,10 +172,9 @@ func describeGroup(p *GroupPart, n int32, g *wire.GroupDescription) wire.GroupPa
 	if d.Problem != "" {
 		return d
 	}
-	for _, s := range p.States {
-		if s.Untouched {
-			break // an anchor that nobody reads
-		}
+	// An anchor that nobody reads is as untouched as no state at all.
+	if len(p.States) > 0 && !p.States[0].Untouched {
+		s := &p.States[0]
 		d.Member, d.Committed, d.NextOffset, d.Lag, d.LagMS = s.Member, s.Committed, s.Next, s.Lag, s.LagMS
 		d.Pending, d.Redelivering, d.Token, d.Redelivered, d.DeadLetters = s.Pending, s.Redelivering, s.Token, s.Redelivered, s.DeadLetters
 		d.Problem = s.Problem

@@ -222,7 +222,7 @@ func (huge) Len() int              { return 1 }
 func (huge) Size(int) int          { return MaxEntry + 1 }
 func (huge) Put(int, []byte) error { return nil }
 
-type broken struct{ texts }
+type broken struct{}
 
 func (broken) Len() int              { return 1 }
 func (broken) Size(int) int          { return 10 }

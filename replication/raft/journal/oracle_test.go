@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 )
 
@@ -19,16 +18,6 @@ type oracleLog struct {
 	base      uint64 // what trim was when the log began
 	last      uint64
 	entries   map[uint64]string // those that were trimmed, too
-}
-
-func (o oracle) clone() oracle {
-	c := make(oracle, len(o))
-	for key, l := range o {
-		n := *l
-		n.entries = maps.Clone(l.entries)
-		c[key] = &n
-	}
-	return c
 }
 
 func (o oracle) log(key Key) *oracleLog {
