@@ -22,6 +22,9 @@ import (
 const (
 	// chunksWait is how long one request for chunks may take.
 	chunksWait = 10 * time.Second
+	// supplyWait is how long one request may wait for the rate at which copies are sent; well below
+	// chunksWait, or what is sent in the end would be waited for by nobody, and asked for again.
+	supplyWait = chunksWait / 4
 	// maxSupplies is how many requests for chunks a broker answers at once; others are
 	// told that it is busy.
 	maxSupplies = 8
@@ -190,14 +193,19 @@ func (b *Broker) answerChunks(ctx context.Context, _ mesh.Identity, req []byte) 
 	if err != nil {
 		return nil, err
 	}
+	tooMuch := busy("broker %s sends copies of replicas at %d bytes a second, and has too many of them to send", b.c.Name, b.c.CopyRate)
+	if b.copies.late(supplyWait) { // before anything is read
+		p.Hold(v[4], int64(v[5]))
+		return nil, tooMuch
+	}
 	out, err := p.Chunks(partition.ChunkRequest{
-		From: int64(v[1]), To: int64(v[2]), MaxBytes: int(min(v[3], partition.MaxSupply)), Replica: v[4], Hold: int64(v[5]),
+		From: int64(v[1]), To: int64(v[2]), MaxBytes: b.copies.portion(int(min(v[3], partition.MaxSupply))), Replica: v[4], Hold: int64(v[5]),
 	})
 	if err != nil {
 		return nil, supplyError(err)
 	}
-	if !b.copies.wait(ctx.Done(), len(out)) {
-		return nil, busy("broker %s sends copies of replicas at %d bytes a second, and has too many of them to send", b.c.Name, b.c.CopyRate)
+	if !b.copies.admit(ctx.Done(), len(out), supplyWait) {
+		return nil, tooMuch
 	}
 	b.catchUps.supplied.Add(uint64(len(out)))
 	return out, nil

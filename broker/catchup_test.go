@@ -60,8 +60,9 @@ func follower(c *brokertest.Cluster, topic string) *brokertest.Member {
 
 func whole(t *testing.T, c *brokertest.Cluster, topic string, records int) {
 	t.Helper()
-	for _, m := range c.Running() {
+	for _, name := range c.Describe(topic).Partitions[0].Replicas {
 		var res wire.PartitionChange
+		m := c.Member(name)
 		nc := m.Connect()
 		if err := brokertest.Call(nc, wire.APIPartitionTransfer, wire.PartitionTransfer{Topic: topic, To: m.Name}, &res); err != nil {
 			t.Fatalf("transfer to %s: %v", m.Name, err)

@@ -59,6 +59,7 @@ type progress struct {
 
 // Restoring is how far a replica is that fetches what it lacks.
 type Restoring struct {
+	Held    int64  // bytes of the log that it had when it began
 	Lacking int64  // bytes that it lacked
 	Fetched int64  // of those, so far
 	From    uint64 // the replica that it fetches from
@@ -314,7 +315,7 @@ func (r *restore) fetchAll(ctx context.Context, lacking int64) error {
 		return errors.New("chunks are missing, and this partition knows no other replicas to ask")
 	}
 	total := r.f.state.stored - r.f.spans[0].stored
-	r.status = &Restoring{Lacking: lacking}
+	r.status = &Restoring{Held: max(total-lacking, 0), Lacking: lacking}
 	m.catching.Store(r.status)
 	m.log.Info().Str("log", m.id.String()).Int64("next_offset", r.next).Int64("to_offset", r.f.state.next).
 		Int64("lacking_bytes", lacking).Int64("log_bytes", total).Bool("damaged", r.deep).
@@ -422,10 +423,11 @@ func (r *restore) pick() (uint64, bool) {
 // round ends a round in which nobody gave what lacks.
 func (r *restore) round(i int) error {
 	why := "no other replica can be reached"
-	trimmed, damaged := len(r.distrust) > 0, false
+	trimmed, damaged, busy := len(r.distrust) > 0, false, len(r.distrust) > 0
 	for id, err := range r.distrust {
 		why = fmt.Sprintf("replica %d: %v", id, err)
 		trimmed = trimmed && errors.Is(err, ErrTrimmed)
+		busy = busy && errors.Is(err, ErrBusy)
 		damaged = damaged || errors.Is(err, ErrDamaged) || errors.Is(err, storage.ErrCorrupt)
 	}
 	clear(r.distrust)
@@ -441,7 +443,7 @@ func (r *restore) round(i int) error {
 	now := *r.status
 	now.Problem = why
 	r.publish(now)
-	if r.failedRounds == 1 || time.Since(r.lastTold) >= restoreTell {
+	if r.failedRounds == 1 && !busy || time.Since(r.lastTold) >= restoreTell { // being busy passes
 		r.lastTold = time.Now()
 		r.m.log.Warn().Str("log", r.m.id.String()).Str("reason", why).Int64("fetched_bytes", now.Fetched).Int64("lacking_bytes", now.Lacking).
 			Msg("no replica gives what this one lacks at the moment, it goes on asking")

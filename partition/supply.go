@@ -76,13 +76,21 @@ func (p *Partition) Snapshot() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func (m *machine) supply(q ChunkRequest) ([]byte, error) {
+// Hold keeps what lies above an offset on disk for a replica that asked for chunks and has to ask again. It
+// reports whether there is anything to ask for: not while this replica is catching up itself.
+func (p *Partition) Hold(replica uint64, from int64) bool { return p.m.hold(replica, from) }
+
+func (m *machine) hold(replica uint64, from int64) bool {
 	m.applying.Lock()
-	restoring := m.restoring
-	if !restoring && m.store != nil {
-		m.leases.take(q.Replica, q.Hold, m.clock())
+	defer m.applying.Unlock()
+	if !m.restoring && m.store != nil {
+		m.leases.take(replica, from, m.clock())
 	}
-	m.applying.Unlock()
+	return !m.restoring
+}
+
+func (m *machine) supply(q ChunkRequest) ([]byte, error) {
+	restoring := !m.hold(q.Replica, q.Hold)
 	b := m.look()
 	switch {
 	case restoring:
