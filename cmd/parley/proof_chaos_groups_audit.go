@@ -35,17 +35,6 @@ func (v *groupVerdict) clean() bool {
 	return v.Unhandled+v.Undone+v.Reordered+v.TwoLive+v.OldToken+v.Letters == 0
 }
 
-func (v *groupVerdict) add(o groupVerdict) {
-	v.Handled += o.Handled
-	v.Again += o.Again
-	v.Unhandled += o.Unhandled
-	v.Undone += o.Undone
-	v.Reordered += o.Reordered
-	v.TwoLive += o.TwoLive
-	v.OldToken += o.OldToken
-	v.Letters += o.Letters
-}
-
 // groupAudit is of one group.
 type groupAudit struct {
 	name  string

@@ -18,8 +18,6 @@ type groupModel struct {
 	token   uint64 // of deliveries from now on
 	records []modelRecord
 	leased  map[string]uint64 // exclusive: token by member, as they know it
-	holder  string
-	cursor  int64
 }
 
 type modelRecord struct {
