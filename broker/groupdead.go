@@ -54,7 +54,9 @@ func (b *Broker) writeDeadLetters(ctx context.Context, letters []partition.DeadL
 			defer func() { <-room }()
 			if err := b.writeDeadLetter(ctx, t, &letters[i]); err != nil {
 				mu.Lock()
-				failure = err
+				if failure == nil { // the others fail since the first one did
+					failure = err
+				}
 				mu.Unlock()
 				cancel() // all are brought again
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/record"
 )
 
 // die has a group give up a topic's records.
@@ -143,14 +144,17 @@ func TestDeadLettersThatCanNotBeWritten(t *testing.T) {
 	b.CreateTopic(wire.TopicSpec{Name: "jobs"})
 	b.CreateTopic(wire.TopicSpec{Name: "dead", Config: map[string]string{"max_record": "64"}})
 	nc := b.Connect()
-	publishAll(t, nc, "jobs", 0, "a", "b")
-	die(t, nc, "jobs", "g", 2, wire.GroupOptions{DeadLetter: "dead"})
+	large := strings.Repeat("x", 64+record.AddedBytes+1) // headers of dead letters don't count
+	publishAll(t, nc, "jobs", 0, large, large)
+	for range 2 {
+		mustSettle(t, nc, one(t, nc, "jobs", "g", wire.NextRequest{ExpiresMS: 10_000, Options: wire.GroupOptions{DeadLetter: "dead"}}), "+TERM too large")
+	}
 	publishAll(t, nc, "jobs", 0, "c")
 	// The group goes on meanwhile.
 	mustSettle(t, nc, one(t, nc, "jobs", "g", wire.NextRequest{ExpiresMS: 5000}), "")
 	brokertest.Eventually(t, "the group says that its dead letters are stuck", func() bool {
 		d, err := b.API().GroupDescribe(t.Context(), wire.GroupRequest{Topic: "jobs", Group: "g"})
-		return err == nil && strings.Contains(d.Partitions[0].Problem, "dead") && strings.Contains(d.Partitions[0].Problem, "at most 64") && d.Lag == 2
+		return err == nil && strings.Contains(d.Partitions[0].Problem, "dead") && strings.Contains(d.Partitions[0].Problem, fmt.Sprintf("at most %d", 64+record.AddedBytes)) && d.Lag == 2
 	})
 	if text := scrapeGroups(t, b); !strings.Contains(text, `parley_group_stuck{group="g",topic="jobs"} 1`) || !strings.Contains(text, `parley_group_dead_pending_records{group="g",topic="jobs"} 2`) {
 		t.Errorf("metrics don't tell:\n%s", text)

@@ -229,6 +229,10 @@ func (s *session) checkSize(t *topic) *wire.Error {
 		return &wire.Error{Code: 413, Reason: wire.ReasonTooLarge,
 			Description: fmt.Sprintf("the record has %d bytes with key and headers, topic %s takes at most %d", n, t.name, most)}
 	}
+	if n := len(s.pub.Record.Headers); n > record.MaxSentHeaders {
+		return &wire.Error{Code: 413, Reason: wire.ReasonTooLarge,
+			Description: fmt.Sprintf("the record has %d headers, at most %d are allowed", n, record.MaxSentHeaders)}
+	}
 	return nil
 }
 
@@ -335,10 +339,14 @@ func (s *session) batch(t *topic, number int32, m *interest.Message) *wire.Error
 		}
 	}
 	// The partition checks every batch against the broker's limits. Only a
-	// topic with a tighter one of its own costs a second look.
+	// topic with a tighter one of its own costs a second look. There, too, headers that
+	// a broker adds don't count: those of a dead letter, the id of one that goes back.
 	batch := record.Batch(m.Payload)
-	if t.config.MaxRecord < int(s.b.c.MaxRecord) {
-		if err := s.checker.Check(batch, record.Limits{MaxRecordBytes: t.config.MaxRecord}); err != nil {
+	if most := t.config.MaxRecord; most < int(s.b.c.MaxRecord) {
+		if s.own || s.hop { // another broker has looked at what comes from a client
+			most += letterRoom
+		}
+		if err := s.checker.Check(batch, record.Limits{MaxRecordBytes: most}); err != nil {
 			return batchError(err)
 		}
 	}

@@ -103,10 +103,20 @@ var batchLimits = record.Limits{
 	MaxBatchBytes:  wire.MaxBatch,
 	MaxRecordBytes: wire.MaxRecord,
 	MaxRecords:     wire.MaxBatchRecords,
+	MaxHeaders:     record.MaxSentHeaders,
 }
 
-func newBatch(codec Codec) *batch {
-	return &batch{builder: record.NewBuilder(codec, batchLimits)}
+// letterLimits are those of dead letters: a record as large as one can be must fit, under the headers that say where
+// it comes from.
+var letterLimits = record.Limits{
+	MaxBatchBytes:  wire.MaxBatch,
+	MaxRecordBytes: wire.MaxRecord + record.AddedBytes,
+	MaxRecords:     wire.MaxBatchRecords,
+	MaxHeaders:     record.MaxSentHeaders + record.AddedHeaders,
+}
+
+func newBatch(codec Codec, limits record.Limits) *batch {
+	return &batch{builder: record.NewBuilder(codec, limits)}
 }
 
 // reuse makes a settled batch as good as new, keeping its memory.

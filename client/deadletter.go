@@ -64,14 +64,17 @@ func (s *Subscription) deadLetter(ctx context.Context, m *Message, reason string
 	r.Headers = append(r.Headers,
 		Text(wire.HeaderTopic, m.Topic), Text(wire.HeaderPart, strconv.Itoa(int(m.Partition))),
 		Text(wire.HeaderOffset, strconv.FormatInt(m.Offset, 10)), Text(wire.HeaderDeliveries, strconv.Itoa(int(m.Deliveries))),
-		Text(wire.HeaderGroup, s.group), Text(wire.HeaderReason, reason[:min(len(reason), maxReason)]),
+		Text(wire.HeaderGroup, s.group), Text(wire.HeaderReason, brief(reason, maxReason)),
 		Text(wire.HeaderTime, m.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z07:00")))
 	_, err = p.Publish(ctx, r)
 	return err
 }
 
-// maxReason bounds the text in a dead letter.
-const maxReason = 4096
+// maxReason bounds the text in a dead letter. All of its headers have to fit into record.AddedBytes.
+const maxReason = 2048
+
+// ofLetters makes a Producer of dead letters.
+func ofLetters(c *producerConfig) error { c.limits = letterLimits; return nil }
 
 // letterWriter returns the Producer for dead letters. Only one goroutine a tenure asks.
 func (s *Subscription) letterWriter(ctx context.Context) (*Producer, error) {
@@ -84,10 +87,10 @@ func (s *Subscription) letterWriter(ctx context.Context) (*Producer, error) {
 	ctx, cancel := context.WithTimeout(ctx, callPatience)
 	defer cancel()
 	topic := s.deadLetterTopic()
-	p, err := s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords))
+	p, err := s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords), ofLetters)
 	if errors.Is(err, ErrTopicNotFound) {
 		if _, err = s.c.CreateTopic(ctx, TopicSpec{Name: topic, Partitions: 1}); err == nil || errors.Is(err, ErrTopicExists) {
-			p, err = s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords))
+			p, err = s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords), ofLetters)
 		}
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client"
+	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/record"
 )
 
 // publishKeys publishes n records with so many keys; a record's value is its number.
@@ -169,6 +172,65 @@ func TestGroupEndToEnd(t *testing.T) {
 				t.Errorf("list %+v, %v", list, err)
 			}
 		})
+	}
+}
+
+// A record as large as its topic takes, or with as many headers, can become a dead letter, and go back.
+func TestLargestRecordsAsDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t)
+	c := connect(t, b.URL())
+	many := make([]client.Header, record.MaxSentHeaders)
+	for i := range many {
+		many[i] = client.Text("h", "")
+	}
+	for _, mode := range groupModes {
+		for size, limit := range map[int]string{wire.MaxRecord: "1MiB", 1 << 10: "1KiB"} {
+			t.Run(string(mode)+limit, func(t *testing.T) {
+				t.Parallel()
+				topic, ctx := "large-"+string(mode)+limit, deadline(t)
+				spec := client.TopicSpec{Name: topic, Partitions: 1, Config: map[string]string{wire.ConfigMaxRecord: limit}}
+				if _, err := c.CreateTopic(ctx, spec); err != nil {
+					t.Fatal(err)
+				}
+				p, err := c.NewProducer(ctx, topic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				records := []client.Record{{Value: make([]byte, size)}}
+				if size == wire.MaxRecord {
+					records = append(records, client.Record{Headers: many})
+					if _, err := p.Publish(ctx, client.Record{Headers: append(many, client.Text("h", ""))}); !errors.Is(err, client.ErrTooLarge) {
+						t.Errorf("one header too many: %v", err)
+					}
+				}
+				for _, r := range records {
+					if _, err := p.Publish(ctx, r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var broken atomic.Bool
+				var handled atomic.Int32
+				broken.Store(true)
+				if _, err := c.Subscribe(ctx, topic, "g", func(_ context.Context, m *client.Message) error {
+					if broken.Load() {
+						return client.Terminate(strings.Repeat("\xff", 200) + strings.Repeat("ü", 4000))
+					}
+					if len(m.Value) == size || len(m.Headers) >= len(many) {
+						handled.Add(1)
+					}
+					return nil
+				}, client.Mode(mode)); err != nil {
+					t.Fatal(err)
+				}
+				groupDone(t, c, topic, "g")
+				broken.Store(false)
+				if n, err := c.RedriveGroup(ctx, topic, "g", 0); err != nil || n != len(records) {
+					t.Errorf("redriven %d: %v", n, err)
+				}
+				brokertest.Eventually(t, "what went back is handled", func() bool { return int(handled.Load()) == len(records) })
+			})
+		}
 	}
 }
 

@@ -2,9 +2,11 @@ package client
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/parleymq/parley/client/wire"
 )
@@ -60,8 +62,20 @@ type detail struct {
 	reason string
 }
 
-// maxWhy bounds the reason that goes with a nak, should the record become a dead letter.
-const maxWhy = 256
+// maxWhy bounds the reason that goes with a nak or a term. A leader refuses acks with longer ones.
+const maxWhy = wire.MaxMemberText
+
+// brief cuts a text so that it is no longer in JSON either, where a byte that is no UTF-8 becomes three.
+func brief(s string, most int) string {
+	s = strings.ToValidUTF8(s[:min(len(s), most+utf8.UTFMax)], "?")
+	if len(s) <= most {
+		return s
+	}
+	for !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most]
+}
 
 // holdup: a record of a key was nak'd. What the member holds of the key, or gets by a pull that was under way
 // before the leader knew of the nak, comes too early: it goes back, once. What comes again was handed out
@@ -189,7 +203,7 @@ func (t *tenure) nak(m *Message, delay time.Duration, why string) error {
 		return ErrLost
 	}
 	t.mu.Lock()
-	t.details[m] = detail{delay: delay, reason: why[:min(len(why), maxWhy)]}
+	t.details[m] = detail{delay: delay, reason: brief(why, maxWhy)}
 	t.mu.Unlock()
 	if t.s.shared() {
 		if err := m.settle(stateNak); err != nil {
@@ -220,7 +234,7 @@ func (t *tenure) term(m *Message, reason string) error {
 	}
 	if t.s.shared() {
 		t.mu.Lock()
-		t.details[m] = detail{reason: reason}
+		t.details[m] = detail{reason: brief(reason, maxWhy)}
 		t.mu.Unlock()
 		if err := m.settle(stateTerm); err != nil {
 			t.detail(m)

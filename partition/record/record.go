@@ -72,6 +72,14 @@ type Limits struct {
 // that a producer may send: a dead letter says where it comes from and why.
 const AddedBytes = 4 << 10
 
+// AddedHeaders is how many headers that may be, beyond what a producer may send.
+const AddedHeaders = 16
+
+// MaxSentHeaders is how many headers a record may have that a producer sends.
+const MaxSentHeaders = maxHeaders - AddedHeaders
+
+const maxHeaders = 4096
+
 // DefaultLimits are what a broker accepts and every reader must be able to read.
 //
 // MaxHeaders is there because an empty header takes two bytes in a batch and 48
@@ -81,7 +89,7 @@ var DefaultLimits = Limits{
 	MaxRecordBytes:       1<<20 + AddedBytes,
 	MaxRecords:           65536,
 	MaxDecompressedBytes: 8 << 20,
-	MaxHeaders:           4096,
+	MaxHeaders:           maxHeaders,
 }
 
 func (l Limits) withDefaults() Limits {
