@@ -374,3 +374,34 @@ func TestTopicGoesUnderAGroup(t *testing.T) {
 		t.Errorf("told after %v", took)
 	}
 }
+
+// A group that somebody has joined and nobody has read with is not through: all that there is is before it.
+func TestJoinedGroupHasItsLag(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t)
+	b.CreateTopic(wire.TopicSpec{Name: "jobs", Partitions: 1})
+	nc := b.Connect()
+	publishAll(t, nc, "jobs", 0, "a", "b", "c")
+	m := newMember(t, nc, "jobs", "g", "m", 1)
+	a := m.join(wire.GroupOptions{Mode: wire.ModeExclusive})
+	describe := func() wire.GroupDescription {
+		d, err := b.API().GroupDescribe(t.Context(), wire.GroupRequest{Topic: "jobs", Group: "g"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	if d := describe(); d.Lag != 3 || d.Partitions[0].Committed != -1 {
+		t.Errorf("joined: %+v", d)
+	}
+	l, err := m.lease(0, a, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.commit(0, l.Token, 2, false); err != nil {
+		t.Fatal(err)
+	}
+	if d := describe(); d.Lag != 1 || d.Partitions[0].Committed != 2 {
+		t.Errorf("committed: %+v", d)
+	}
+}

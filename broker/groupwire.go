@@ -135,7 +135,7 @@ func wireStatus(topic string, number int32, st *group.Status) wire.GroupPartitio
 		Lag: st.Lag, LagMS: st.LagMS, Pending: st.Pending, Redelivering: st.Redelivering, Token: st.Token,
 		Handled: st.Handled, Delivered: st.Delivered, Redelivered: st.Redelivered, DeadLetters: st.DeadLetters,
 		Options: wireOptions(topic, st.Group, &st.Options), Problem: st.Problem, DeadPending: st.DeadPending,
-		Anchor: st.Anchor, Generation: st.Generation,
+		Anchor: st.Anchor, Generation: st.Generation, Untouched: st.Token == 0, // a group that is read has had one since it was made
 	}
 	for _, m := range st.Members {
 		parts := m.Partitions
