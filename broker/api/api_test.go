@@ -112,6 +112,42 @@ func TestThreeBrokers(t *testing.T) {
 	}
 }
 
+// TestRemoveTheDead: where nobody can take over what a dead broker has, the answer isn't to wait for that.
+func TestRemoveTheDead(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 4)
+	for _, q := range []wire.TopicSpec{{Name: "one", Partitions: 4, Replicas: 1}, {Name: "three", Partitions: 4, Replicas: 3}} {
+		if _, err := h.TopicCreate(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := ""
+	if _, err := h.Store.Propose(t.Context(), func(next *config.Config) error {
+		for n, p := range next.Topic("one").Partitions {
+			if p.Replicas[0].Broker == 4 {
+				name = fmt.Sprintf("(one/%d)", n)
+			}
+		}
+		next.FeatureLevel = config.Level
+		next.Broker(4).State = config.Dead
+		return nil
+	}); err != nil || name == "" {
+		t.Fatal(name, err)
+	}
+	_, err := h.BrokerRemove(t.Context(), wire.NameRequest{Name: "b4"})
+	if e := AsError(err); e.Retriable || !strings.Contains(e.Description, name) {
+		t.Errorf("%v, want %s", err, name)
+	}
+	if _, err := h.TopicDelete(t.Context(), wire.NameRequest{Name: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	// What is left others can take over: that is to be waited for.
+	_, err = h.BrokerRemove(t.Context(), wire.NameRequest{Name: "b4"})
+	if e := AsError(err); !e.Retriable || !strings.Contains(e.Description, "others take them over") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestTooManyReplicas: the limit of the cluster is told, and nothing is kept of
 // the attempt.
 func TestTooManyReplicas(t *testing.T) {

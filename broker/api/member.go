@@ -115,9 +115,9 @@ func (h *Handlers) BrokerRemove(ctx context.Context, q wire.NameRequest) (wire.B
 			}
 			return h.giveUp(next, q.Name, id, held)
 		}
-		if only := next.OnlyOn(id); len(only) > 0 && state != config.Dead {
-			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s has the only copy of deleted topics that can still be restored (%s): wait until their grace is over, or restore them and let them move",
-				q.Name, some(only))
+		if needed := next.NeededOn(id); len(needed) > 0 && state != config.Dead {
+			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s has the last copy of deleted topics that can still be restored, or one of the last two, which they need for a majority (%s): "+
+				"wait until their grace is over, or restore them and let them move", q.Name, some(needed))
 		}
 		next.RemoveBroker(id)
 		if len(next.Council) == 0 {
@@ -131,6 +131,11 @@ func (h *Handlers) BrokerRemove(ctx context.Context, q wire.NameRequest) (wire.B
 }
 
 func (h *Handlers) giveUp(next *config.Config, name string, id uint64, held int) (string, string, error) {
+	// Before anything else: what waits for others to take it over would wait for ever.
+	if bereft := upkeep.Bereft(next, id, h.live); len(bereft) > 0 {
+		return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s can't be removed: %s would lose their last copy, or their majority (%s): bring it back, or delete those topics",
+			name, plural(len(bereft), "partition"), some(bereft))
+	}
 	moving := 0
 	for i := range next.Topics {
 		for n := range next.Topics[i].Partitions {
@@ -145,13 +150,10 @@ func (h *Handlers) giveUp(next *config.Config, name string, id uint64, held int)
 	if moving+stuck < held {
 		return "", "", retriable(409, wire.ReasonUnavailable, "broker %s is dead and still holds %s: others take them over, it can be removed after that", name, plural(held, "replica"))
 	}
-	dropped, refused, err := upkeep.GiveUp(next, id, h.live)
+	dropped, err := upkeep.GiveUp(next, id)
 	switch {
 	case err != nil:
 		return "", "", err
-	case len(refused) > 0:
-		return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s can't be removed: %s would lose their last copy, or their majority (%s): bring it back, or delete those topics",
-			name, plural(len(refused), "partition"), some(refused))
 	case dropped == 0:
 		return "removing", fmt.Sprintf("%s are being given up", plural(held, "replica")), epoch.ErrUnchanged
 	}

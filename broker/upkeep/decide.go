@@ -37,7 +37,7 @@ func Decide(c *config.Config, f Facts) (Decision, error) {
 	}
 	for i := range c.Brokers {
 		b := &c.Brokers[i]
-		if d.Removed == 0 && b.State == config.Dead && strings.Contains(b.Name, f.Superseded) && c.Holds(b.ID) == 0 && len(c.Council) > 1 {
+		if d.Removed == 0 && b.State != config.Active && strings.Contains(b.Name, f.Superseded) && c.Holds(b.ID) == 0 && len(c.Council) > 1 {
 			d.Removed = b.ID
 		}
 	}

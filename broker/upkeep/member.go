@@ -49,42 +49,42 @@ func on(replicas []config.Replica, broker uint64) bool {
 	return slices.ContainsFunc(replicas, func(r config.Replica) bool { return r.Broker == broker })
 }
 
-// GiveUp drops the replicas of a dead broker that nobody can take, from the partitions that have a
-// live majority without them. It returns how many, and the partitions that would lose
-// their last copy or their majority by it; then nothing is changed.
-func GiveUp(c *config.Config, broker uint64, live func(uint64) bool) (dropped int, refused []string, err error) {
-	type change struct {
-		located
-		brokers []uint64
-	}
-	var changes []change
+// Bereft lists the partitions that have no live majority, or no replica at all, without a broker that
+// is gone: nobody can take over what it has of them, and nobody can give it up.
+func Bereft(c *config.Config, broker uint64, live func(uint64) bool) (names []string) {
 	for _, l := range gather(c).parts {
 		p := l.partition()
 		if !on(p.Wanted(), broker) {
 			continue
 		}
-		rest := slices.DeleteFunc(brokersOf(p.Wanted()), func(id uint64) bool { return id == broker })
 		up := 0
 		for _, r := range p.Replicas {
 			if r.Broker != broker && c.Broker(r.Broker).State != config.Dead && live(r.Broker) {
 				up++
 			}
 		}
-		if len(rest) == 0 || up < len(p.Replicas)/2+1 {
-			refused = append(refused, fmt.Sprintf("%s/%d", l.topic.Name, l.number))
+		if len(p.Wanted()) == 1 || up < len(p.Replicas)/2+1 {
+			names = append(names, fmt.Sprintf("%s/%d", l.topic.Name, l.number))
+		}
+	}
+	return names
+}
+
+// GiveUp drops the replicas of a dead broker that nobody can take, and returns how many. None of their
+// partitions may be Bereft of it.
+func GiveUp(c *config.Config, broker uint64) (dropped int, err error) {
+	for _, l := range gather(c).parts {
+		p := l.partition()
+		if !on(p.Wanted(), broker) {
 			continue
 		}
-		changes = append(changes, change{l, rest})
-	}
-	if len(refused) > 0 {
-		return 0, refused, nil
-	}
-	for _, x := range changes {
-		if err := c.SetTarget(x.topic.ID, x.number, x.brokers); err != nil {
-			return 0, nil, err
+		rest := slices.DeleteFunc(brokersOf(p.Wanted()), func(id uint64) bool { return id == broker })
+		if err := c.SetTarget(l.topic.ID, l.number, rest); err != nil {
+			return 0, err
 		}
+		dropped++
 	}
-	return len(changes), nil, nil
+	return dropped, nil
 }
 
 // Resize gives the partitions of a topic another number of replicas.

@@ -56,6 +56,7 @@ func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 		o.Receiving = MaxReceiving
 	}
 	g := gather(c)
+	g.count(c, o)
 	plan, err := placement.Make(g.input(c, o))
 	if err != nil {
 		return nil, false, fmt.Errorf("plan moves: %w", err)
@@ -100,8 +101,8 @@ type gathered struct {
 	parts   []located
 	keeping map[uint64]bool // brokers that count as draining, but keep what they have
 	byID    map[uint64]int  // by shard
-	moving  int             // partitions
-	getting map[uint64]int  // by broker: replicas on their way there
+	moving  int             // partitions; see count
+	getting map[uint64]int  // by broker: replicas on their way there; see count
 }
 
 // located is a partition of a live topic.
@@ -123,15 +124,30 @@ func gather(c *config.Config) *gathered {
 			}
 			g.byID[p.Shard] = len(g.parts)
 			g.parts = append(g.parts, located{t, n})
-			if p.Moving() {
-				g.moving++
-				for _, r := range p.Adding() {
-					g.getting[r.Broker]++
-				}
-			}
 		}
 	}
 	return g
+}
+
+// count notes what moves already. A partition that has lost its live majority goes nowhere before a
+// broker is back, and takes no room from others until then.
+func (g *gathered) count(c *config.Config, o Options) {
+	for _, l := range g.parts {
+		p := l.partition()
+		live := 0
+		for _, r := range p.Replicas {
+			if !o.Down[r.Broker] && c.Broker(r.Broker).State != config.Dead {
+				live++
+			}
+		}
+		if !p.Moving() || live <= len(p.Replicas)/2 {
+			continue
+		}
+		g.moving++
+		for _, r := range p.Adding() {
+			g.getting[r.Broker]++
+		}
+	}
 }
 
 func brokersOf(replicas []config.Replica) []uint64 {

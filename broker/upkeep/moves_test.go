@@ -97,6 +97,33 @@ func TestTargetOfTheDead(t *testing.T) {
 	}
 }
 
+// TestLostMovesTakeNoRoom: moves of partitions whose last copy is gone don't end, and others are
+// healed all the same.
+func TestLostMovesTakeNoRoom(t *testing.T) {
+	t.Parallel()
+	c := cluster(t, 5, 200, 1)
+	c = follow(t, c, func(n *config.Config) { n.Broker(2).State = config.Draining })
+	moves, _, err := upkeep.Next(c, upkeep.Options{Moving: 10})
+	if err != nil || len(moves) != 10 {
+		t.Fatal(len(moves), err)
+	}
+	c = follow(t, c, func(n *config.Config) {
+		for _, m := range moves {
+			if err := n.SetTarget(m.Topic, m.Number, m.Brokers); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	down := map[uint64]bool{2: true}
+	c = follow(t, c, func(n *config.Config) { n.Broker(3).State = config.Draining })
+	moves, _, err = upkeep.Next(c, upkeep.Options{Moving: 10, Down: down, Shy: down})
+	if err != nil || len(moves) != 10 || slices.ContainsFunc(moves, func(m upkeep.Move) bool {
+		return c.Topics[0].Partitions[m.Number].Replicas[0].Broker != 3
+	}) {
+		t.Errorf("%d moves, %v", len(moves), err)
+	}
+}
+
 // TestShyGetNothing: neither brokers that are down for a moment nor those that just came back.
 func TestShyGetNothing(t *testing.T) {
 	t.Parallel()

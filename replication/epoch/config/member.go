@@ -20,19 +20,19 @@ func (c *Config) Holds(broker uint64) int {
 	return n
 }
 
-// OnlyOn lists the deleted topics that can still be restored and have a partition whose last
-// replica is a broker's.
-func (c *Config) OnlyOn(broker uint64) (topics []string) {
+// NeededOn lists the deleted topics that can still be restored, but not without a broker: it has the last
+// replica of one of their partitions, or one of the last two. Their Raft groups have the members still
+// that they had when the topics were deleted, and one of two or three is no majority.
+func (c *Config) NeededOn(broker uint64) (topics []string) {
 	for i := range c.Topics {
 		t := &c.Topics[i]
 		if t.Live() || t.Purge {
 			continue
 		}
-		for n := range t.Partitions {
-			if r := t.Partitions[n].Replicas; len(r) == 1 && r[0].Broker == broker {
-				topics = append(topics, t.Name)
-				break
-			}
+		if slices.ContainsFunc(t.Partitions, func(p Partition) bool {
+			return len(p.Replicas) <= 2 && slices.ContainsFunc(p.Replicas, func(r Replica) bool { return r.Broker == broker })
+		}) {
+			topics = append(topics, t.Name)
 		}
 	}
 	return topics

@@ -67,7 +67,7 @@ func TestRecoverOn(t *testing.T) {
 // that may follow what was before.
 func TestRemoveBroker(t *testing.T) {
 	t.Parallel()
-	c := &Config{ClusterID: "c", Epoch: 7, Previous: Hash{1}, FeatureLevel: Level, NextBroker: 4, NextTopic: 4, NextShard: 9, NextReplica: 30, Council: []uint64{1, 2, 3}}
+	c := &Config{ClusterID: "c", Epoch: 7, Previous: Hash{1}, FeatureLevel: Level, NextBroker: 4, NextTopic: 5, NextShard: 9, NextReplica: 30, Council: []uint64{1, 2, 3}}
 	for id := uint64(1); id <= 3; id++ {
 		c.Brokers = append(c.Brokers, Broker{ID: id, Name: fmt.Sprint("b", id), Incarnation: fmt.Sprint("i", id), Weight: 1})
 	}
@@ -75,11 +75,12 @@ func TestRemoveBroker(t *testing.T) {
 		{ID: 1, Name: "live", Subjects: []string{"live"}, Partitions: []Partition{{Shard: 1, Replicas: []Replica{{1, 1}}, Retired: []Replica{{2, 3}}, Moved: true}}},
 		{ID: 2, Name: "gone", Subjects: []string{"gone"}, DeletedAt: 1, Partitions: []Partition{{Shard: 5, Replicas: []Replica{{3, 1}, {4, 3}}}}},
 		{ID: 3, Name: "only", Subjects: []string{"only"}, DeletedAt: 1, Partitions: []Partition{{Shard: 6, Replicas: []Replica{{5, 3}}}}},
+		{ID: 4, Name: "three", Subjects: []string{"three"}, DeletedAt: 1, Partitions: []Partition{{Shard: 7, Replicas: []Replica{{6, 1}, {7, 2}, {8, 3}}}}},
 	}
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(c.OnlyOn(3), c.OnlyOn(1), c.Holds(3), c.Holds(1)); got != "[only] [] 0 1" {
+	if got := fmt.Sprint(c.NeededOn(3), c.NeededOn(1), c.NeededOn(2), c.Holds(3), c.Holds(1)); got != "[gone only] [gone] [] 0 1" {
 		t.Errorf("%s", got)
 	}
 	n := c.Clone()
@@ -92,6 +93,10 @@ func TestRemoveBroker(t *testing.T) {
 		t.Error(err)
 	}
 	if got := fmt.Sprint(n.Council, n.Topics[0].Partitions[0].Retired, n.Topics[1].Partitions[0].Replicas, n.Topics[1].Purge, n.Topics[2].Purge); got != "[1 2] [] [{3 1}] false true" {
+		t.Errorf("%s", got)
+	}
+	// Two of three are left of the third topic: its Raft group has three members yet, and no majority without either.
+	if got := fmt.Sprint(n.NeededOn(1), n.NeededOn(2)); got != "[gone three] [three]" {
 		t.Errorf("%s", got)
 	}
 	// A live one's replicas don't just go.
