@@ -43,6 +43,9 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 	}
 	gl.mu.Lock()
 	defer gl.mu.Unlock()
+	if gl.table.full(j.Group) { // before anything is kept of it
+		return none, describe(ErrTooMany, "%s: the partition is the anchor of %d groups already: delete some", p.name, group.MaxGroups)
+	}
 	g := gl.get(j.Group)
 	f, err := gl.noteJoin(g, &j)
 	if err != nil {

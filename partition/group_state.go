@@ -28,6 +28,15 @@ func (t *groupTable) trim(start int64) {
 	t.s.Trim(start)
 }
 
+// full tells whether there is no room for another group's anchor.
+func (t *groupTable) full(name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	_, known := t.s.AnchorOptions(name)
+	_, anchors := t.s.Len()
+	return !known && anchors >= group.MaxGroups
+}
+
 // handled is the lowest offset that some group has not handled.
 func (t *groupTable) handled() (int64, bool) {
 	t.mu.RLock()

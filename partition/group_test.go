@@ -346,3 +346,35 @@ func TestGenerationsThatNobodyReachesAreRefused(t *testing.T) {
 		t.Fatalf("the first member after them: %v", err)
 	}
 }
+
+// A join that is refused for the number of groups leaves nothing behind, however many there are.
+func TestRefusedJoinsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.open()
+	join := func(name string) error {
+		_, err := r.p.JoinGroup(context.Background(), group.Join{Group: name, Member: group.Member{ID: "m"}, Partitions: 1})
+		return err
+	}
+	var wg sync.WaitGroup
+	for i := range group.MaxGroups {
+		wg.Go(func() {
+			if err := join(fmt.Sprint("g", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 100 {
+		wantError(t, join(fmt.Sprint("more", i)), ErrTooMany)
+	}
+	if err := join("g7"); err != nil {
+		t.Errorf("a group that is there: %v", err)
+	}
+	gl := r.p.groups.Load()
+	gl.mu.Lock()
+	defer gl.mu.Unlock()
+	if len(gl.led) != group.MaxGroups || len(gl.all) != group.MaxGroups {
+		t.Errorf("the leader knows %d and %d groups", len(gl.led), len(gl.all))
+	}
+}
