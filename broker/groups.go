@@ -2,10 +2,12 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"github.com/parleymq/parley/partition"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // groups is what a broker keeps of consumer groups: nothing that would matter after a
@@ -16,6 +18,15 @@ type groups struct {
 	hops     atomic.Uint64 // names what is asked of other brokers for plain clients
 	letters  deadLetters
 	waits    pullWaits
+}
+
+// noGroups says why there can't be groups yet: a broker that doesn't know their entries in a
+// partition's log would stop at the first one.
+func (b *Broker) noGroups() string {
+	if level := b.epochs.Current().FeatureLevel; level < config.LevelGroups {
+		return fmt.Sprintf("there are no consumer groups at feature level %d: level %d comes by itself when every broker runs a version that knows it", level, config.LevelGroups)
+	}
+	return ""
 }
 
 // puller is a member that pulls from a partition.

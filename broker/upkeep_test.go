@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // quick makes the times of upkeep short.
@@ -229,12 +231,12 @@ func TestFeatureLevelRises(t *testing.T) {
 		m.Start(func(c *broker.Config) { c.FeatureLevel = 0 })
 		c.InSync("t")
 	}
-	brokertest.Eventually(t, "feature level 1", func() bool { return status(t, c.Brokers[0]).FeatureLevel == 1 })
+	brokertest.Eventually(t, "the newest feature level", func() bool { return status(t, c.Brokers[0]).FeatureLevel == config.Level })
 	load.More(5)
 	load.Check(c.URLs())
 	// One that knows less is not let in any more.
 	late := c.Add("b4", old)
-	anyOf(t, startAll(t, late.Config()), "feature level 1", "use a newer version")
+	anyOf(t, startAll(t, late.Config()), fmt.Sprint("feature level ", config.Level), "use a newer version")
 }
 
 // TestMetricsOfUpkeep: what an alarm can be made of.
@@ -242,7 +244,7 @@ func TestMetricsOfUpkeep(t *testing.T) {
 	t.Parallel()
 	b := brokertest.Start(t, quick(time.Minute))
 	for name, want := range map[string]uint64{`parley_brokers{state="active"}`: 1, `parley_brokers{state="dead"}`: 0, "parley_brokers_missing": 0, "parley_healing_paused": 0,
-		"parley_partitions_moving": 0, "parley_feature_level": 1, "parley_replicas_uneven": 0, "parley_council_members": 1} {
+		"parley_partitions_moving": 0, "parley_feature_level": config.Level, "parley_replicas_uneven": 0, "parley_council_members": 1} {
 		if got := metric(t, b.Addresses().HTTP, name); got != want {
 			t.Errorf("%s is %d, want %d", name, got, want)
 		}

@@ -30,6 +30,7 @@ var (
 	ErrDiskFull        = &Error{Code: 507, Reason: "disk_full", Retriable: true, Description: "free disk space is below the floor"}
 	ErrUnavailable     = &Error{Code: 503, Reason: "unavailable", Retriable: true, Unknown: true, Description: "leadership was lost before the record was committed: it may be in the log"}
 	ErrClosed          = &Error{Code: 503, Reason: "unavailable", Retriable: true, Description: "the partition is closed"}
+	ErrNotYet          = &Error{Code: 503, Reason: "unavailable", Retriable: true, Description: "the cluster does not allow this yet"}
 	ErrTooLarge        = &Error{Code: 413, Reason: "too_large", Description: "the record is too large"}
 	ErrInvalidBatch    = &Error{Code: 400, Reason: "invalid_batch", Description: "the record batch is invalid"}
 	ErrExpectMismatch  = &Error{Code: 409, Reason: "offset_mismatch", Description: "the partition's next offset is another"}

@@ -24,6 +24,12 @@ func (gl *groupLead) op(write func(e *group.Entry), done func(code group.Code, v
 	if gl.over != nil {
 		return gl.over
 	}
+	// Every group begins with an operation, so that nothing else is written where none is.
+	if forbids := gl.p.c.NoGroups; forbids != nil {
+		if why := forbids(); why != "" {
+			return describe(ErrNotYet, "%s: %s", gl.p.name, why)
+		}
+	}
 	e := gl.gather()
 	if len(e.ops) >= maxGroupOps || e.Size() >= groupEntryBytes {
 		return describe(ErrBusy, "%s: too many changes of groups wait to be committed, at most %d are taken: try again", gl.p.name, maxGroupOps)

@@ -114,7 +114,9 @@ type Config struct {
 	DiskFull       func() bool                  // nil: never
 	OnLeader       func(replication.Leadership) // must not block
 	DeadLetter     DeadLetterFunc               // nil: what is dead waits for a leader that has one
-	Logger         zerolog.Logger
+	// NoGroups says why nothing about groups may be written to the log yet, "" when it may; nil: it may. It must not block.
+	NoGroups func() string
+	Logger   zerolog.Logger
 }
 
 // Partition is safe for concurrent use.

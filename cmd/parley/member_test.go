@@ -11,6 +11,7 @@ import (
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // The commands that change who belongs to a cluster and what moves.
@@ -78,7 +79,7 @@ func TestMembersAndMoves(t *testing.T) {
 	}
 	brokertest.Eventually(t, "replicas are even", func() bool {
 		s := object("cluster", "status")
-		return s["moving"] == 0.0 && s["uneven"] == false && s["feature_level"] == 1.0
+		return s["moving"] == 0.0 && s["uneven"] == false && s["feature_level"] == float64(config.Level)
 	})
 	if again := object("cluster", "balance"); again["change"] != "unchanged" {
 		t.Errorf("balance again: %v", again)

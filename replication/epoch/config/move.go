@@ -22,8 +22,12 @@ var ErrUnchanged = errors.New("nothing to change")
 // LevelMoves is the feature level from which on a value says what moves.
 const LevelMoves = 1
 
+// LevelGroups is the feature level from which on partitions' logs have entries about consumer
+// groups: a replica of a program that doesn't know them could not apply them.
+const LevelGroups = 2
+
 // Level is the highest feature level that this program knows.
-const Level = LevelMoves
+const Level = LevelGroups
 
 // Moving says that the partition has a target to be carried out.
 func (p *Partition) Moving() bool { return p.Target != nil }
