@@ -324,6 +324,9 @@ func rebaseCheckpoints(c *Config, dir *dataDir, r Recovery) (err error) {
 		if point, err = partition.Rebase(point); err != nil {
 			return err
 		}
+		if err := dropUnproven(engine, id, point.Mark); err != nil {
+			return err
+		}
 		points.Register(id, rebased{point})
 		ids = append(ids, id)
 	}
@@ -332,6 +335,24 @@ func rebaseCheckpoints(c *Config, dir *dataDir, r Recovery) (err error) {
 		points.Unregister(id)
 	}
 	return err
+}
+
+// dropUnproven deletes what is stored above a checkpoint: entries that the old Raft log didn't bring again. The new
+// log never will, and would be taken for one that has lost its end.
+func dropUnproven(engine storage.Engine, id storage.LogID, m storage.Mark) (err error) {
+	s, err := engine.Open(id, m)
+	var hole *storage.HoleError
+	if errors.As(err, &hole) {
+		return nil // it stays as it is, and is told of as damaged
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if s.Reach() == 0 {
+		return nil
+	}
+	return s.Settle(m)
 }
 
 func syncDir(path string) error {
