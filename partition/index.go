@@ -2,6 +2,7 @@ package partition
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/parleymq/parley/partition/storage"
 )
@@ -13,6 +14,8 @@ import (
 //
 //	key:   'o', offset (8)
 //	value: log time (8), bytes stored before (8), flags (1), and with flag 2 the chain before (8)
+//
+// Marks of earlier versions have no flags, or flag 1 alone.
 //
 // Every chunk with message ids has a mark, so that the window is rebuilt without
 // reading what holds none: after a busy minute that would be gigabytes.
@@ -76,15 +79,19 @@ func (m *machine) markBelow(offset int64) (int64, error) {
 }
 
 func parseMark(k, v []byte) (mark, error) {
-	if len(k) != 9 || k[0] != 'o' || len(v) != 17 && len(v) != 25 || (v[16]&markChained != 0) != (len(v) == 25) {
-		return mark{}, storage.ErrCorrupt
+	flags := byte(0)
+	if len(v) > 16 {
+		flags = v[16]
+	}
+	if len(k) != 9 || k[0] != 'o' || len(v) != 16 && len(v) != 17 && len(v) != 25 || (flags&markChained != 0) != (len(v) == 25) {
+		return mark{}, fmt.Errorf("%w: a mark of %d and %d bytes", storage.ErrCorrupt, len(k), len(v))
 	}
 	mk := mark{
 		offset:  int64(binary.BigEndian.Uint64(k[1:])),
 		logTime: int64(binary.BigEndian.Uint64(v)),
 		before:  int64(binary.BigEndian.Uint64(v[8:])),
-		ids:     v[16]&markIDs != 0,
-		chained: v[16]&markChained != 0,
+		ids:     flags&markIDs != 0,
+		chained: flags&markChained != 0,
 	}
 	if mk.chained {
 		mk.chain = binary.BigEndian.Uint64(v[17:])
