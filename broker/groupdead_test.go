@@ -28,9 +28,15 @@ func die(t testing.TB, nc *nats.Conn, topic, group string, n int, o wire.GroupOp
 
 func redrive(t testing.TB, nc *nats.Conn, topic, group string, limit int) (res wire.GroupRedriven) {
 	t.Helper()
-	if err := brokertest.Call(nc, wire.APIGroupRedrive, wire.GroupRedriveRequest{Topic: topic, Group: group, Limit: limit}, &res); err != nil {
-		t.Fatalf("redrive: %v", err)
-	}
+	brokertest.Eventually(t, "a redrive", func() bool { // an earlier one may still hold the lease
+		res = wire.GroupRedriven{}
+		err := brokertest.Call(nc, wire.APIGroupRedrive, wire.GroupRedriveRequest{Topic: topic, Group: group, Limit: limit}, &res)
+		var e *wire.Error
+		if err != nil && (!errors.As(err, &e) || !e.Retriable) {
+			t.Fatalf("redrive: %v", err)
+		}
+		return err == nil
+	})
 	return res
 }
 

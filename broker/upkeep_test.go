@@ -3,6 +3,7 @@ package broker_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -187,7 +188,8 @@ func TestTooManyDead(t *testing.T) {
 	createR3(t, c, "t", 5)
 	b1 := c.Brokers[0]
 	brokertest.Eventually(t, "a council of five", func() bool { return len(status(t, b1).Council) == 5 })
-	epoch := status(t, b1).Epoch
+	settled(t, b1)
+	before := held(t, b1)
 	var stopping sync.WaitGroup
 	for _, m := range c.Brokers[3:] {
 		stopping.Go(m.Kill)
@@ -202,8 +204,8 @@ func TestTooManyDead(t *testing.T) {
 		}
 		return true
 	})
-	if s := status(t, b1); s.Epoch != epoch || stateOf(t, b1, "b4") != "active" {
-		t.Errorf("epoch %d, before it was %d; b4 is %s", s.Epoch, epoch, stateOf(t, b1, "b4"))
+	if now := held(t, b1); !maps.Equal(now, before) || stateOf(t, b1, "b4") != "active" || stateOf(t, b1, "b5") != "active" {
+		t.Errorf("replicas %v, before %v; b4 is %s, b5 %s", now, before, stateOf(t, b1, "b4"), stateOf(t, b1, "b5"))
 	}
 	c.Brokers[3].Start()
 	brokertest.Eventually(t, "the one that is left is healed", func() bool {
