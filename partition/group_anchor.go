@@ -38,6 +38,9 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 	if err != nil {
 		return none, err
 	}
+	if err := p.groupsForbidden(); err != nil {
+		return none, err
+	}
 	if err := p.sure(ctx); err != nil {
 		return none, err
 	}

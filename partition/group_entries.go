@@ -24,11 +24,8 @@ func (gl *groupLead) op(write func(e *group.Entry), done func(code group.Code, v
 	if gl.over != nil {
 		return gl.over
 	}
-	// Every group begins with an operation, so that nothing else is written where none is.
-	if forbids := gl.p.c.NoGroups; forbids != nil {
-		if why := forbids(); why != "" {
-			return describe(ErrNotYet, "%s: %s", gl.p.name, why)
-		}
+	if err := gl.p.groupsForbidden(); err != nil {
+		return err
 	}
 	e := gl.gather()
 	if len(e.ops) >= maxGroupOps || e.Size() >= groupEntryBytes {
@@ -37,6 +34,17 @@ func (gl *groupLead) op(write func(e *group.Entry), done func(code group.Code, v
 	write(&e.Entry)
 	e.ops = append(e.ops, done)
 	gl.propose()
+	return nil
+}
+
+// groupsForbidden is asked wherever a group can begin, by an operation or by a member's joining; nothing about
+// groups is written where there are none.
+func (p *Partition) groupsForbidden() *Error {
+	if p.c.NoGroups != nil {
+		if why := p.c.NoGroups(); why != "" {
+			return describe(ErrNotYet, "%s: %s", p.name, why)
+		}
+	}
 	return nil
 }
 

@@ -236,11 +236,12 @@ func readManifest(r io.Reader) (*manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	// First, as other versions' may be as large as the log.
+	if len(b) >= 5 && (string(b[:4]) != snapshotMagic || b[4] != snapshotVersion) {
+		return nil, fmt.Errorf("%w: magic %q version %d, this broker knows %d", storage.ErrCorrupt, b[:4], b[4], snapshotVersion)
+	}
 	if len(b) < 9+5+4 || len(b) > maxManifest {
 		return nil, fmt.Errorf("%w: a snapshot of %d bytes", storage.ErrCorrupt, len(b))
-	}
-	if string(b[:4]) != snapshotMagic || b[4] != snapshotVersion {
-		return nil, fmt.Errorf("%w: magic %q version %d, this broker knows %d", storage.ErrCorrupt, b[:4], b[4], snapshotVersion)
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
 	if crc32.Checksum(body, castagnoli) != sum {

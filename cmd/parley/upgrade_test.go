@@ -45,7 +45,6 @@ func TestUpgrade(t *testing.T) {
 	defer cancel()
 	from := buildRevision(t, *upgradeFrom)
 	u := &upgrade{t: t, from: from, to: buildParleyd(t)}
-	t.Setenv("TMPDIR", t.TempDir()) // what a failed proof leaves goes with the test
 	f := &chaosFlags{brokers: 3, partitions: 6, producers: 3, recovery: settleLimit}
 	f.parleyd, f.seed = from, uint64(time.Now().UnixNano())%1_000_000
 	a := &app{surroundings: surroundings{stdin: strings.NewReader(""), stdout: testLines{t}, stderr: testLines{t}, configDir: t.TempDir(), lookup: os.LookupEnv},
