@@ -93,6 +93,7 @@ type Broker struct {
 	movers      *movers
 	trash       *trash
 	copies      *outflow
+	keepAll     bool // a recovery: HostConfig.KeepAll
 	forwarders  peerSessions
 	forwards    *forwards
 	catchUps    *catchUps
@@ -443,7 +444,7 @@ func (b *Broker) openParts() (err error) {
 	b.host, err = c.OpenHost(HostConfig{
 		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
 		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks, Pace: b.copies.wait,
-		Memory: c.MemoryLimit, CutBytes: c.CutBytes, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
+		Memory: c.MemoryLimit, CutBytes: c.CutBytes, KeepAll: b.keepAll, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
 	})
 	if err != nil {
 		return fmt.Errorf("open raft: %w", err)

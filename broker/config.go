@@ -200,6 +200,7 @@ type HostConfig struct {
 	Pace     func(stop <-chan struct{}, n int) bool
 	CutBytes int64 // 0: the default
 	Memory   int64 // Config.MemoryLimit
+	KeepAll  bool  // a recovery: everything in the replicas' own logs is taken for committed
 	Logger   zerolog.Logger
 	OnFatal  func(error)
 }

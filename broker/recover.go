@@ -20,25 +20,29 @@ import (
 // Recovering makes a cluster of one broker from its data directory, when a majority is gone for
 // good. It goes in steps, each of which can be repeated:
 //
-//  1. Everything is opened as at a start, with no way to other brokers, until what the Raft logs
-//     know to be committed is applied; then all of it is made durable by a checkpoint.
-//  2. The file `recover` is written. From here on the old Raft groups are never
-//     opened again, and no broker starts here before the recovery is through.
+//  1. Everything is opened as at a start, with no way to other brokers, to see that it can be. Then the file
+//     `recover` is written: no broker starts here before the recovery is through.
+//  2. It is opened again, and all that the Raft logs hold is applied, known to be committed or not, and made
+//     durable by a checkpoint. `recover` notes it: from here on the old Raft groups are never opened again.
 //  3. The checkpoints become beginnings of new Raft groups.
 //  4. The next epoch names this broker alone, and new groups for all partitions.
 //  5. Each new group commits a first entry, and its log is cut after that. Its entries begin in the
 //     middle of a partition's life: who joins it later must get a snapshot, and never them alone.
 //  6. The file goes.
 //
-// What the broker's Raft logs have beyond what they know to be committed is lost, since nobody is
-// left to say whether it was.
+// Everything that the broker's Raft logs hold is kept. They know little of what is committed: the commit index is
+// saved with later entries only, so an acked record may look as if it were not. What was never acked
+// may appear by it, as it may after any change of leaders. What only others had is lost.
 
 const (
 	recoverFile = "recover"
 	// recoverSettle is for how long nothing more must be applied.
 	recoverSettle = 2 * time.Second
 	recoverLook   = 50 * time.Millisecond
-	recoverLimit  = 10 * time.Minute // for all of the first step
+	recoverLimit  = 10 * time.Minute // for all of it
+
+	// recoverKeeping is what the file says until everything is applied; then it has the new epoch's number.
+	recoverKeeping = "keeping\n"
 )
 
 // ErrRecovering: the recovery of a data directory was begun and not finished.
@@ -65,8 +69,9 @@ type Recovery struct {
 	Deleted    []string // deleted topics that can't be restored after it
 	Begun      bool     // it was begun before, and not finished
 
-	broker uint64
-	change string
+	applied bool // and has come to where the old Raft groups must not be opened again
+	broker  uint64
+	change  string
 }
 
 // PlanRecovery says what a recovery would do, and changes nothing. The broker must be stopped.
@@ -88,8 +93,15 @@ func PlanRecovery(dataDir string) (Recovery, error) {
 	if err != nil {
 		return r, err
 	}
-	_, err = os.Stat(dir.sub(recoverFile))
-	return planRecovery(cur, id, err == nil)
+	stage, err := os.ReadFile(dir.sub(recoverFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return r, fmt.Errorf("look for a recovery: %w", err)
+	}
+	if r, err = planRecovery(cur, id, err == nil); err != nil {
+		return r, err
+	}
+	r.applied = r.Begun && string(stage) != recoverKeeping
+	return r, nil
 }
 
 func planRecovery(cur *config.Config, id identity, begun bool) (Recovery, error) {
@@ -145,29 +157,44 @@ func Recover(ctx context.Context, c Config) (*config.Config, error) {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
 	if !r.Begun {
-		if err := alone(ctx, c, (*Broker).quiesce); err != nil {
-			return nil, fmt.Errorf("apply what is committed: %w", err)
+		if err := alone(ctx, c, false, nothing); err != nil {
+			return nil, fmt.Errorf("open what is there: %w", err)
+		}
+		if err := noteRecovery(&c, recoverKeeping); err != nil {
+			return nil, err
+		}
+	}
+	if !r.applied {
+		if err := alone(ctx, c, true, (*Broker).applyAll); err != nil {
+			return nil, fmt.Errorf("apply what the Raft logs hold: %w", err)
+		}
+		if err := noteRecovery(&c, fmt.Sprintf("%d\n", r.Epoch+1)); err != nil {
+			return nil, err
 		}
 	}
 	if err := beginAnew(&c, r); err != nil {
 		return nil, err
 	}
-	if err := alone(ctx, c, (*Broker).cutAll); err != nil {
+	if err := alone(ctx, c, false, (*Broker).cutAll); err != nil {
 		return nil, fmt.Errorf("begin the new Raft groups: %w", err)
 	}
 	return endRecovery(&c)
 }
 
 // alone opens all partitions of the data directory, does one thing with them, makes everything durable and
-// closes them. Nobody else is reached.
-func alone(ctx context.Context, c Config, do func(*Broker, context.Context) error) error {
+// closes them. Nobody else is reached. With keepAll everything in the Raft logs is applied.
+func alone(ctx context.Context, c Config, keepAll bool, do func(*Broker, context.Context) error) error {
 	b := newBroker(c)
+	b.keepAll = keepAll
 	err := b.openAlone(ctx)
 	if err == nil {
 		err = do(b, ctx)
 	}
 	if err == nil {
 		err = b.checkpoints.Sync(ctx)
+	}
+	if err == nil && keepAll {
+		err = b.checkKept()
 	}
 	b.stopping.Store(true)
 	return errors.Join(err, b.shut(context.Background()))
@@ -232,6 +259,44 @@ func (b *Broker) cutAll(ctx context.Context) error {
 	return nil
 }
 
+func nothing(*Broker, context.Context) error { return nil }
+
+// applyAll waits until everything that the Raft logs hold is applied.
+func (b *Broker) applyAll(ctx context.Context) error {
+	for {
+		if err := b.quiesce(ctx); err != nil {
+			return err
+		}
+		waits := false
+		for _, s := range b.carrier.slots {
+			log, ok := s.partition.Load().Log().(replication.Holding)
+			if !ok {
+				continue
+			}
+			last, err := log.Unapplied()
+			if err != nil {
+				return fmt.Errorf("partition %s/%d: %w", s.topic, s.number, err)
+			}
+			waits = waits || last > 0
+		}
+		if !waits {
+			return nil
+		}
+	}
+}
+
+// checkKept: a partition that a checkpoint left out would begin anew with less than it has.
+func (b *Broker) checkKept() error {
+	for _, s := range b.carrier.slots {
+		point, _ := b.checkpoints.Load(s.log)
+		if applied := s.partition.Load().Log().Applied(); point.Index < applied {
+			return fmt.Errorf("partition %s/%d: entries up to %d are applied, and its checkpoint is at %d: see the log for why it could not be made",
+				s.topic, s.number, applied, point.Index)
+		}
+	}
+	return nil
+}
+
 // quiesce waits until nothing more is applied.
 func (b *Broker) quiesce(ctx context.Context) error {
 	look := time.NewTicker(recoverLook)
@@ -253,24 +318,32 @@ func (b *Broker) quiesce(ctx context.Context) error {
 	return nil
 }
 
+// noteRecovery writes how far the recovery is.
+func noteRecovery(c *Config, stage string) (err error) {
+	dir, err := openDataDir(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.close()) }()
+	if err := writeDurably(dir.path, dir.sub(recoverFile), []byte(stage)); err != nil {
+		return fmt.Errorf("note the recovery: %w", err)
+	}
+	return nil
+}
+
 // rebased is a checkpoint to be written.
 type rebased struct{ point storage.Checkpoint }
 
 func (r rebased) Capture() (storage.Checkpoint, error) { return r.point, nil }
 func (r rebased) Durable(storage.Checkpoint)           {}
 
-// beginAnew is what follows once everything is durable: steps 2 to 4.
+// beginAnew is what follows once everything is durable: steps 3 and 4.
 func beginAnew(c *Config, r Recovery) (err error) {
 	dir, err := openDataDir(c.DataDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
-	if !r.Begun {
-		if err := writeDurably(dir.path, dir.sub(recoverFile), []byte(fmt.Sprintf("%d\n", r.Epoch+1))); err != nil {
-			return fmt.Errorf("note the recovery: %w", err)
-		}
-	}
 	cur, err := epoch.Peek(dir.sub(epochsDir))
 	if err != nil || len(cur.Brokers) == 1 {
 		return err

@@ -3,12 +3,16 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
@@ -105,4 +109,96 @@ func TestRecover(t *testing.T) {
 	more.More(20)
 	more.Check(c.URLs())
 	load.Check(c.URLs())
+}
+
+// TestRecoverKilled: all brokers are killed right after the last ack, when none of them has noted
+// that the last entries are committed. A majority has all that was acked on disk, and recovers it.
+func TestRecoverKilled(t *testing.T) {
+	t.Parallel()
+	const records = 300
+	c := brokertest.StartCluster(t, 3, quick(time.Minute), func(c *broker.Config) { c.CheckpointEvery = time.Hour })
+	createR3(t, c, "t", 1)
+	c.InSync("t")
+	nc := c.Brokers[0].Connect()
+	var publishing sync.WaitGroup
+	for range 4 { // so that entries are on their way together
+		publishing.Go(func() {
+			for range records / 4 {
+				if _, err := brokertest.Publish(nc, nats.NewMsg("t")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	publishing.Wait()
+	var dirs []string
+	for _, m := range c.Brokers { // what is on disk now is what a kill leaves
+		dirs = append(dirs, killed(t, m))
+	}
+	for _, m := range c.Brokers {
+		m.Kill()
+	}
+	whole := 0
+	for i, dir := range dirs {
+		ctx, cancel := context.WithTimeout(t.Context(), brokertest.Wait)
+		_, err := broker.Recover(ctx, broker.Config{DataDir: dir, Logger: c.Brokers[i].Config().Logger})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := brokertest.StartIn(t, dir, func(c *broker.Config) { c.Name = fmt.Sprintf("b%d", i+1) })
+		all, err := brokertest.ReadAll(b.Connect(), "t", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("b%d has %d of %d", i+1, len(all), records)
+		if len(all) == records {
+			whole++
+		}
+		b.Stop()
+	}
+	if whole < 2 {
+		t.Errorf("%d brokers recovered all that was acked: a majority had it on disk", whole)
+	}
+}
+
+// killed copies a running broker's directory.
+func killed(t *testing.T, m *brokertest.Member) (dir string) {
+	t.Helper()
+	brokertest.Eventually(t, "a copy while no file is made or deleted", func() bool {
+		dir = t.TempDir()
+		return os.CopyFS(dir, os.DirFS(m.Dir())) == nil
+	})
+	return dir
+}
+
+// TestRecoverAgain: one that ended before everything was applied is begun again there; no broker starts meanwhile.
+func TestRecoverAgain(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 3, quick(time.Minute), func(c *broker.Config) { c.CheckpointEvery = time.Hour })
+	createR3(t, c, "t", 1)
+	c.InSync("t")
+	if _, err := brokertest.Publish(c.Brokers[0].Connect(), nats.NewMsg("t")); err != nil {
+		t.Fatal(err)
+	}
+	c.InSync("t")
+	dir := killed(t, c.Brokers[1])
+	c.Stop()
+	if err := os.WriteFile(filepath.Join(dir, "recover"), []byte("keeping\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := brokertest.Config(dir, func(c *broker.Config) { c.Name = "b2" })
+	if _, err := broker.Start(t.Context(), config); !errors.Is(err, broker.ErrRecovering) {
+		t.Errorf("started in the middle of a recovery: %v", err)
+	}
+	if plan, err := broker.PlanRecovery(dir); err != nil || !plan.Begun {
+		t.Errorf("%+v, %v", plan, err)
+	}
+	if _, err := broker.Recover(t.Context(), broker.Config{DataDir: dir, Logger: config.Logger}); err != nil {
+		t.Fatal(err)
+	}
+	b := brokertest.StartIn(t, dir, func(c *broker.Config) { c.Name = "b2" })
+	if all, err := brokertest.ReadAll(b.Connect(), "t", 0); err != nil || len(all) != 1 {
+		t.Errorf("%d records, %v", len(all), err)
+	}
 }

@@ -212,6 +212,13 @@ type Cutting interface {
 	Cut(ctx context.Context) error
 }
 
+// Holding is a Log that can say whether everything that it holds was applied.
+type Holding interface {
+	// Unapplied is the index of the last proposal in the replica's own log that its state machine
+	// has not been given yet, known to be committed or not; 0 when there is none.
+	Unapplied() (uint64, error)
+}
+
 // A Host runs the replicas of one broker.
 type Host interface {
 	Start(ctx context.Context, r Replica, sm StateMachine) (Log, error)

@@ -18,9 +18,9 @@ func (a *app) clusterRecover() *cobra.Command {
 		Use: "recover --data-dir DIR --accept-data-loss", Short: "Makes a cluster of one broker's data, when a majority is gone for good", Args: cobra.NoArgs,
 		Long: `For the day on which a majority of the council, or of a partition's replicas, is gone for good and
 no copy of their disks is left. Makes a new cluster of one broker from the data directory of one that is
-left, offline. It keeps its epochs and the partitions that it has a replica of, as far as it knows
-them to be committed; partitions that it has nothing of begin anew, empty. Everything else is lost: the last
-records that it had not heard of, deleted topics, and all other brokers. Those that are left must not be
+left, offline. It keeps its epochs and the partitions that it has a replica of, to the end of their Raft logs:
+with all that it has on disk, acked or not; partitions that it has nothing of begin anew, empty. Everything
+else is lost: records that only others had, deleted topics, and all other brokers. Those that are left must not be
 started with their data again: empty them and let them join (parleyd --join).
 
 Without --accept-data-loss it prints what would be lost, and changes nothing. Choose the broker that has
@@ -103,7 +103,7 @@ func (a *app) printRecovery(plan broker.Recovery) {
 	}
 	t := newTable("PARTITION", "WHAT IS LEFT")
 	for _, p := range plan.Partitions {
-		left := str("as this broker has it; what only others had is lost")
+		left := str("as this broker has it, to the end of its log; what only others had is lost")
 		switch {
 		case p.Replica == 0:
 			left = styled("nothing: it begins anew, empty", red)

@@ -141,6 +141,12 @@ type Config struct {
 	// the process is told. Defaults to a log line.
 	OnFatal func(error)
 
+	// KeepAll takes everything that a replica's own log holds for committed, whoever else has it. It is for
+	// the last copy of a log that has lost its majority for good (ADR 0124): whatever others went on with
+	// meanwhile, this replica contradicts, so its log must never be opened with others again.
+	// A directory with a Pebble log doesn't know it.
+	KeepAll bool
+
 	// FS replaces the file system in tests, by one in memory: dragonboat takes no other.
 	// There is no lock on Dir then.
 	FS vfs.FS

@@ -90,7 +90,7 @@ func (f storeFactory) Create(c config.NodeHostConfig, _ config.LogDBCallback, di
 	if err != nil {
 		return nil, err
 	}
-	s := &store{journal: j, fatal: o.OnError}
+	s := &store{journal: j, fatal: o.OnError, keepAll: h.config.KeepAll}
 	for range c.Expert.Engine.ExecShards {
 		s.batches = append(s.batches, j.NewBatch())
 	}
@@ -107,6 +107,7 @@ type store struct {
 	fatal   func(error)
 	batches []*journal.Batch // by step worker
 	spare   sync.Pool        // for everybody else
+	keepAll bool             // Config.KeepAll
 }
 
 var _ raftio.ILogDB = (*store)(nil)
@@ -190,6 +191,11 @@ func (s *store) IterateEntries(ents []raftpb.Entry, size uint64, shard, replica,
 		if err := e.Unmarshal(data); err != nil || e.Index != index {
 			return false, fmt.Errorf("entry %d of log %d can't be decoded (index %d): %w", index, shard, e.Index, errors.Join(journal.ErrDamaged, err))
 		}
+		if s.keepAll {
+			if err := stay(&e, replica); err != nil {
+				return false, err
+			}
+		}
 		ents = append(ents, e)
 		size += uint64(e.SizeUpperLimit())
 		return size <= limit, nil
@@ -212,6 +218,9 @@ func (s *store) ReadRaftState(shard, replica, snapshot uint64) (raftio.RaftState
 	}
 	// A commit index may be forgotten; what a snapshot covers was committed, and dragonboat insists.
 	state.State.Commit = max(state.State.Commit, snapshot)
+	if s.keepAll && known.Last >= known.First {
+		state.State.Commit = max(state.State.Commit, known.Last)
+	}
 	if known.Last > snapshot && known.Last >= known.First {
 		state.FirstIndex = max(known.First, snapshot)
 		state.EntryCount = known.Last - state.FirstIndex + 1
