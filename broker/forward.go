@@ -21,7 +21,7 @@ import (
 // electionWait is how long a publish or a fetch waits for a partition that has
 // lost its leader, counted from then: whatever comes later is refused at once,
 // with a retriable error. A failover is over well before (docs/adr/0081).
-const electionWait = 1500 * time.Millisecond
+const electionWait = 3 * time.Second
 
 // leader returns the partition when this broker leads it, or the broker to ask.
 // Neither: nobody leads, or the leader here has yet to begin.
