@@ -185,8 +185,7 @@ func TestGroupGrows(t *testing.T) {
 }
 
 // Hundreds of members: each costs what its partitions cost, and everything is handled.
-func TestManyMembers(t *testing.T) {
-	t.Parallel()
+func TestManyMembers(t *testing.T) { // alone: goroutines of other tests would be counted
 	const members, partitions = 100, 64
 	groupBubble(t, 1, faults{delay: time.Millisecond}, map[string]int{"t": partitions}, func(ctx context.Context, m *model, c *Client) {
 		h := func(context.Context, *Message) error { return nil }

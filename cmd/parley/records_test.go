@@ -187,7 +187,7 @@ func TestBench(t *testing.T) {
 		"pub %s --duration 300ms --size 256B --rate 2000",
 		"pub %s --records 2000 --size 128B --plain --outstanding 100",
 		"sub %s --records 4000",
-		"sub %s --duration 100ms",
+		"sub %s --duration 1s",
 		"latency %s --records 20 --size 64B",
 		"e2e %s --records 500 --size 64B --rate 5000",
 	} {
