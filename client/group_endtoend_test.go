@@ -69,6 +69,16 @@ func (c *tally) seen() int {
 	return len(c.n)
 }
 
+// calls is how often a handler was called.
+func (c *tally) calls() (all uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.n {
+		all += uint64(n)
+	}
+	return all
+}
+
 func (c *tally) check(t *testing.T, n int, once bool) {
 	t.Helper()
 	c.mu.Lock()
@@ -156,8 +166,10 @@ func TestGroupEndToEnd(t *testing.T) {
 			publishKeys(t, c, topic, 4000, 100, 100)
 			brokertest.Eventually(t, "the last member has all", func() bool { return seen.seen() == 4100 })
 			t.Logf("after two of three left: %v", time.Since(start))
+			// A lease that ran out on a slow machine brings records again: they count once for each time.
 			brokertest.Eventually(t, "all are counted", func() bool {
-				return one.Stats().Handled+two.Stats().Handled+three.Stats().Handled == 4100
+				n := one.Stats().Handled + two.Stats().Handled + three.Stats().Handled
+				return n >= 4100 && n <= seen.calls()
 			})
 			if two.Stats().Handled < 100 {
 				t.Errorf("the last one handled %d", two.Stats().Handled)
