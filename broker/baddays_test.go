@@ -14,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/parleymq/parley/broker"
-	"github.com/parleymq/parley/broker/api"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
 	"github.com/parleymq/parley/partition/storage"
@@ -97,10 +96,7 @@ func TestGarbageOnBrokersPorts(t *testing.T) {
 		}
 	}
 	load.More(50)
-	h, err := c.Brokers[0].API().ClusterHealth(t.Context(), api.None{})
-	if err != nil || !h.Healthy {
-		t.Errorf("health %+v, %v", h, err)
-	}
+	c.Healthy()
 	load.Check(c.URLs())
 }
 

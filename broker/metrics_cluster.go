@@ -62,9 +62,9 @@ func (b *Broker) together(r *routes, gauge, counter sample) {
 		switch {
 		case part != nil && part.Leading():
 			leading++
-			in := len(s.inSync(b))
-			gauge(descInSync, float64(in), s.topic, strconv.Itoa(int(s.number)))
-			if in < len(s.replicas()) {
+			in := s.inSync(b)
+			gauge(descInSync, float64(len(in)), s.topic, strconv.Itoa(int(s.number)))
+			if len(in)+len(s.late(b, in)) < len(s.replicas()) {
 				lacking++
 			}
 		case at == 0 || at == b.self():

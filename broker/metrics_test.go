@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -59,39 +60,51 @@ func TestClusterMetrics(t *testing.T) {
 	})
 	c.InSync("t")
 	var sum map[string]float64
-	brokertest.Eventually(t, "the partitions are spread, in sync and led", func() bool {
-		sum = map[string]float64{}
+	var wrong []string // each of them settles in its own time
+	t.Cleanup(func() {
+		for _, w := range wrong {
+			t.Error(w)
+		}
+	})
+	brokertest.Eventually(t, "the partitions are spread, in sync and led, and all brokers see each other", func() bool {
+		sum, wrong = map[string]float64{}, nil
 		for _, m := range c.Brokers {
 			for series, v := range scrape(t, m) {
 				sum[series] += v
 			}
 		}
-		return sum["parley_partitions_leading"] == 3 && sum["parley_partitions_following"] == 6 && sum["parley_partitions_without_leader"] == 0 &&
-			sum["parley_partitions_under_replicated"] == 0 && sum["parley_partitions_catching_up"] == 0
-	})
-	for series, want := range map[string]float64{
-		`parley_partition_in_sync_replicas{partition="1",topic="t"}`: 3,
-		"parley_council_members":                                     9,
-		"parley_council_reachable":                                   9,
-		"parley_council_member":                                      3,
-		"parley_epoch_proposer":                                      1,
-		"parley_epochs_behind":                                       0,
-		"parley_epoch":                                               sum["parley_epoch_carried"],
-		`parley_mesh_reachable{peer="b1"}`:                           2,
-		`parley_mesh_link_up{link="data",peer="b2"}`:                 2,
-		`parley_mesh_link_up{link="control",peer="b3"}`:              2,
-		"parley_mesh_refused_total":                                  sum["parley_mesh_refused_total"],
-		`parley_forwards_under_way{peer="b2"}`:                       0,
-		"parley_disk_full":                                           0,
-	} {
-		if got, ok := sum[series]; !ok || got != want {
-			t.Errorf("%s is %v (there: %v), want %v", series, got, ok, want)
+		for series, want := range map[string]float64{
+			"parley_partitions_leading":                                  3,
+			"parley_partitions_following":                                6,
+			"parley_partitions_without_leader":                           0,
+			"parley_partitions_under_replicated":                         0,
+			"parley_partitions_catching_up":                              0,
+			`parley_partition_in_sync_replicas{partition="1",topic="t"}`: 3,
+			"parley_council_members":                                     9,
+			"parley_council_reachable":                                   9,
+			"parley_council_member":                                      3,
+			"parley_epoch_proposer":                                      1,
+			"parley_epochs_behind":                                       0,
+			"parley_epoch":                                               sum["parley_epoch_carried"],
+			`parley_mesh_reachable{peer="b1"}`:                           2,
+			`parley_mesh_link_up{link="data",peer="b2"}`:                 2,
+			`parley_mesh_link_up{link="control",peer="b3"}`:              2,
+			"parley_mesh_refused_total":                                  sum["parley_mesh_refused_total"],
+			`parley_forwards_under_way{peer="b2"}`:                       0,
+			"parley_disk_full":                                           0,
+		} {
+			if got, ok := sum[series]; !ok || got != want {
+				wrong = append(wrong, fmt.Sprintf("%s is %v (there: %v), want %v", series, got, ok, want))
+			}
 		}
-	}
-	if sum["parley_elections_won_total"] < 3 || sum["parley_leader_changes_total"] < 9 || sum["parley_paxos_rounds_total"] < 1 || sum["parley_paxos_proposals_chosen_total"] < 1 ||
-		sum[`parley_mesh_rtt_seconds{peer="b1"}`] <= 0 {
-		t.Errorf("elections %v, changes %v, rounds %v, chosen %v, round trip %v", sum["parley_elections_won_total"], sum["parley_leader_changes_total"],
-			sum["parley_paxos_rounds_total"], sum["parley_paxos_proposals_chosen_total"], sum[`parley_mesh_rtt_seconds{peer="b1"}`])
+		if sum[`parley_mesh_rtt_seconds{peer="b1"}`] <= 0 {
+			wrong = append(wrong, "no round trip was measured")
+		}
+		return len(wrong) == 0
+	})
+	if sum["parley_elections_won_total"] < 3 || sum["parley_leader_changes_total"] < 9 || sum["parley_paxos_rounds_total"] < 1 || sum["parley_paxos_proposals_chosen_total"] < 1 {
+		t.Errorf("elections %v, changes %v, rounds %v, chosen %v", sum["parley_elections_won_total"], sum["parley_leader_changes_total"],
+			sum["parley_paxos_rounds_total"], sum["parley_paxos_proposals_chosen_total"])
 	}
 
 	doc, err := os.ReadFile("../docs/operations.md")

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,12 @@ const (
 	progressAll   = 8 // every so many times what has not changed is told too
 	// progressStale is how old a follower's word may be, beside a link that is up.
 	progressStale = (progressAll + 4) * progressEvery
+	// lagTolerance is for how long a follower that had everything may be behind before people are told that it isn't in
+	// sync: a machine that is short of time, or a disk that takes a while, delays an apply or a word by a second or two and
+	// nobody needs to do anything about that. What acts on a follower's having everything grants nothing (docs/adr/0140).
+	lagTolerance = 5 * time.Second
+	// settleTime is how long a new leader has to hear from its followers before people are told that it didn't.
+	settleTime = progressStale
 )
 
 // progressDamaged is a flag of what a follower tells: see quarantine.go.
@@ -46,6 +53,7 @@ type applied struct {
 	bad   bool  // it is damaged: it never counts as being in sync
 	at    time.Time
 	since time.Time // of being in sync without a break; zero when it isn't
+	whole time.Time // when it was last said to have everything; zero when it has fallen back since
 }
 
 // inSync lists the brokers that have what the leader had a moment ago, the
@@ -62,6 +70,27 @@ func (s *slot) inSync(b *Broker) []uint64 {
 	}
 	for _, m := range s.replicas() {
 		if a, ok := s.progress.applied[m.ID]; ok && !a.since.IsZero() && time.Since(a.at) < progressStale && b.peers.alive(m.Broker) {
+			ids = append(ids, m.Broker)
+		}
+	}
+	return ids
+}
+
+// late lists those of the others that nothing is wrong with yet: their links are up, and they had everything within
+// lagTolerance, or the leader is too new to have heard from them.
+func (s *slot) late(b *Broker, inSync []uint64) (ids []uint64) {
+	now := s.lead.load()
+	s.progress.mu.Lock()
+	defer s.progress.mu.Unlock()
+	for _, m := range s.replicas() {
+		if m.Broker == b.self() || slices.Contains(inSync, m.Broker) {
+			continue
+		}
+		a, link := s.progress.applied[m.ID], b.peers.state(m.Broker)
+		switch {
+		case !link.up || a.bad:
+		case time.Since(now.since) < settleTime,
+			link.since.Before(a.whole) && time.Since(a.whole) < lagTolerance: // and not since it was away
 			ids = append(ids, m.Broker)
 		}
 	}
@@ -94,9 +123,9 @@ func (p *progress) observe(term, index uint64) {
 	if p.term != term {
 		p.term = term
 		for id, a := range p.applied { // what was heard of late still holds
-			a.since = time.Time{}
+			a.since, a.whole = time.Time{}, time.Time{}
 			if !a.bad && time.Since(a.at) < progressEvery && a.index >= index {
-				a.since = a.at
+				a.since, a.whole = a.at, a.at
 			}
 			p.applied[id] = a
 		}
@@ -116,11 +145,16 @@ func (p *progress) hear(replica, index uint64, bytes int64, bad bool) {
 		p.applied = map[uint64]applied{} // it knows of this leadership before observe does
 	}
 	now := time.Now()
-	a := applied{index: index, bytes: bytes, at: now, bad: bad}
-	if !bad && p.term != 0 && index >= p.own.oldest() {
-		if a.since = p.applied[replica].since; a.since.IsZero() {
+	a, was := applied{index: index, bytes: bytes, at: now, bad: bad}, p.applied[replica]
+	switch {
+	case bad:
+	case p.term != 0 && index >= p.own.oldest():
+		if a.since = was.since; a.since.IsZero() {
 			a.since = now
 		}
+		a.whole = now
+	case index >= was.index:
+		a.whole = was.whole
 	}
 	p.applied[replica] = a
 }

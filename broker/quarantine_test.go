@@ -174,10 +174,7 @@ func TestQuarantineSpares(t *testing.T) {
 		p := c.Describe("t").Partitions[0]
 		return slices.Equal(p.Damaged, []string{"b2"}) && !slices.Contains(p.InSync, "b2")
 	})
-	h, err := c.Running()[0].API().ClusterHealth(context.Background(), api.None{})
-	if err != nil || !strings.Contains(strings.Join(h.Problems, "; "), "damaged") {
-		t.Errorf("health: %+v, %v", h, err)
-	}
+	c.Running()[0].Health("damage", func(h wire.ClusterHealth) bool { return strings.Contains(strings.Join(h.Problems, "; "), "damaged") })
 	load.More(500) // as long as it takes to look again
 	if p := c.Partition("t", 0); p.Moving() || !slices.Equal(p.Replicas, before.Replicas) {
 		t.Errorf("it is being replaced while b3 is away: %+v", p)

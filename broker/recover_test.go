@@ -92,7 +92,7 @@ func TestRecover(t *testing.T) {
 	more.More(20)
 	c.Join("b4")
 	c.Join("b5")
-	settled(t, b3)
+	settled(t, b3, "b5", 3, 5) // of eleven on three
 	for _, topic := range []string{"t", "u"} {
 		if r, err := b3.API().TopicAlter(t.Context(), wire.TopicAlter{Name: topic, Replicas: 3}); err != nil {
 			t.Fatalf("%+v, %v", r, err)

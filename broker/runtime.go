@@ -80,6 +80,7 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 	switch {
 	case ps.Leading:
 		st.Leader, st.Term, st.InSync, st.Move = b.self(), ps.Term, s.inSync(b), s.moveStatus(b, ps.Bytes)
+		st.Late = s.late(b, st.InSync)
 		st.Damaged = s.damagedOn(b)
 	case st.Leader == b.self():
 		st.Leader = 0 // it has yet to begin

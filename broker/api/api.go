@@ -69,9 +69,11 @@ type Reach struct {
 
 // PartitionStatus of one partition.
 type PartitionStatus struct {
-	Leader  uint64   `json:"leader"` // broker id, 0 while there is none
-	Term    uint64   `json:"term"`
-	InSync  []uint64 `json:"in_sync"` // broker ids
+	Leader uint64   `json:"leader"` // broker id, 0 while there is none
+	Term   uint64   `json:"term"`
+	InSync []uint64 `json:"in_sync"` // broker ids
+	// Late replicas' brokers: not in sync, but they were a moment ago, or the leader is too new to know. Nothing is wrong yet.
+	Late    []uint64 `json:"late,omitempty"`
 	Start   int64    `json:"start"`
 	Next    int64    `json:"next"`
 	Bytes   int64    `json:"bytes"`

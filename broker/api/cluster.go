@@ -22,7 +22,7 @@ func (h *Handlers) ClusterStatus(ctx context.Context, _ None) (wire.ClusterStatu
 		if p.Leader == 0 {
 			s.Leaderless++
 		}
-		if len(p.InSync) < len(p.replicas()) {
+		if p.lacking() {
 			s.UnderReplicated++
 		}
 	}

@@ -23,6 +23,9 @@ type live struct {
 
 func (p *live) replicas() []config.Replica { return p.topic.Partitions[p.number].Replicas }
 
+// lacking says that some replica isn't in sync, and not just for a moment.
+func (p *live) lacking() bool { return len(p.InSync)+len(p.Late) < len(p.replicas()) }
+
 func (p *live) problem() string {
 	where := fmt.Sprintf("partition %s/%d", p.topic.Name, p.number)
 	switch have, want := len(p.InSync), len(p.replicas()); {
@@ -35,7 +38,7 @@ func (p *live) problem() string {
 		return where + " has no leader"
 	case len(p.Damaged) > 0:
 		return fmt.Sprintf("%s has %d of %d replicas in sync: %s", where, have, want, p.damageText())
-	case have < want:
+	case p.lacking():
 		return fmt.Sprintf("%s has %d of %d replicas in sync", where, have, want)
 	}
 	return ""

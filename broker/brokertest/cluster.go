@@ -265,6 +265,30 @@ func (c *Cluster) InSync(topic string) {
 	})
 }
 
+// Healthy waits until every broker that runs says that nothing is wrong.
+func (c *Cluster) Healthy() {
+	c.t.Helper()
+	for _, m := range c.Running() {
+		m.Health("health", func(h wire.ClusterHealth) bool { return h.Healthy })
+	}
+}
+
+// Health waits until the broker's word about the cluster is as it should be: what it says follows what happens, a moment later.
+func (b *Broker) Health(what string, ok func(wire.ClusterHealth) bool) {
+	b.t.Helper()
+	deadline := time.Now().Add(Wait)
+	for {
+		h, err := b.API().ClusterHealth(context.Background(), struct{}{})
+		if err == nil && ok(h) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("not within %s: %s: %+v, %v", Wait, what, h, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // Kill ends the broker as if its machine went away: whatever it says from now on
 // reaches nobody, and it is stopped.
 func (m *Member) Kill() {
