@@ -199,7 +199,7 @@ func (k *carrier) open(ctx context.Context, c *config.Config, r *routes) {
 		for n, s := range t.parts {
 			switch p := s.partition.Load(); {
 			case !s.local || ctx.Err() != nil:
-			case p == nil && s.joining() && k.b.space.Full():
+			case p == nil && s.joining() && k.b.space.Low():
 				s.problem.Store(notHere(s.topic, s.number, "a replica of it is to come here, and the disk is full"))
 			case p == nil:
 				s.retention = keep
@@ -238,7 +238,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 	p, err := partition.Open(ctx, partition.Config{
 		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.only(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
-		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, Logger: b.c.Logger,
+		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, DiskLow: b.space.Low, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord) + letterRoom},
 		DeadLetter: b.writeDeadLetters, NoGroups: b.noGroups,
 		TailBudget: b.tails,

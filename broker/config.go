@@ -197,7 +197,9 @@ type HostConfig struct {
 	Tick     time.Duration
 	Election int // ticks
 	// Pace lets n bytes of a copy through in their turn; false when stop closes first.
-	Pace     func(stop <-chan struct{}, n int) bool
+	Pace func(stop <-chan struct{}, n int) bool
+	// NoRoom says that the disk is so full that nothing may be taken in from other hosts.
+	NoRoom   func() bool
 	CutBytes int64 // 0: the default
 	Memory   int64 // Config.MemoryLimit
 	KeepAll  bool  // a recovery: everything in the replicas' own logs is taken for committed

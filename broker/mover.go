@@ -194,7 +194,7 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 		caught: func(r config.Replica) bool { return r.ID == s.replica.ID || s.inSyncFor(b, r) >= 0 },
 	}
 	st := nextStep(v)
-	if st.kind == stepWait && st.phase == phaseAdding {
+	if st.kind == stepWait && (st.phase == phaseAdding || st.phase == phaseCopying) {
 		switch peer := b.peers.state(st.replica.Broker); {
 		case !peer.up:
 			st.why += ": it can't be reached"

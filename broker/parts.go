@@ -24,7 +24,7 @@ func openRaft(c HostConfig) (replication.Host, error) {
 		Dir: c.Dir, Listen: c.Listen, Listener: c.Listener, Dial: c.Dial, Secret: c.Secret, TLS: c.TLS,
 		Tick: c.Tick, ElectionTicks: uint64(max(c.Election, 0)), Resolve: c.Resolve, Deployment: deployment(c.Cluster),
 		SnapshotBytes: c.CutBytes, RetainBytes: c.CutBytes / 16,
-		Logger: c.Logger, OnFatal: c.OnFatal, Pace: c.Pace, KeepAll: c.KeepAll,
+		Logger: c.Logger, OnFatal: c.OnFatal, Pace: c.Pace, NoRoom: c.NoRoom, KeepAll: c.KeepAll,
 	}
 	if c.Election >= minTwoBeats {
 		rc.HeartbeatTicks = 2 // half the messages of an idle broker (docs/adr/0106)

@@ -448,6 +448,11 @@ func (r runtime) Problems() []string {
 	if r.b.space.Full() {
 		out = append(out, "broker "+r.b.c.Name+": free disk space is below the floor: publishes to partitions that it leads are refused")
 	}
+	if r.b.space.Scarce() {
+		out = append(out, "broker "+r.b.c.Name+": its disk is almost full: its replicas take nothing in until there is room, the others go on without them")
+	} else if r.b.space.Low() {
+		out = append(out, "broker "+r.b.c.Name+": its disk is almost full: nothing is copied to it until there is room")
+	}
 	if why := r.b.NotReady(); why != "" {
 		out = append(out, "broker "+r.b.c.Name+": "+why)
 	}

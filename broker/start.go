@@ -296,38 +296,7 @@ func (b *Broker) openParts() (err error) {
 	if err != nil {
 		return err
 	}
-	b.host, err = c.OpenHost(HostConfig{
-		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
-		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks, Pace: b.copies.wait,
-		Memory: c.MemoryLimit, CutBytes: c.CutBytes, KeepAll: b.keepAll, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
-	})
-	if err != nil {
-		return fmt.Errorf("open raft: %w", err)
-	}
-	logger := c.Logger.With().Str("part", "storage").Logger()
-	engine, err := storage.OpenEngine(c.Engine, storage.Options{
-		Dir: filepath.Join(b.dir.sub(logDir), "store"), MemoryBytes: c.MemoryLimit / 4,
-		Logf: func(level, message string) {
-			switch level {
-			case "error":
-				logger.Error().Msg(message)
-			case "warn", "warning":
-				logger.Warn().Msg(message)
-			default:
-				logger.Debug().Msg(message)
-			}
-		},
-	})
-	if err != nil {
-		return err
-	}
-	b.engine = timedEngine{engine, b.metrics.syncLatency}
-	b.checkpoints, err = storage.OpenCheckpointer(filepath.Join(b.dir.sub(logDir), "checkpoints"), b.engine,
-		storage.CheckpointOptions{Every: c.CheckpointEvery, OnFatal: b.fatal, Logger: logger})
-	if err != nil {
-		return err
-	}
-	floor := max(c.FreeSpaceFloor, 0)
+	floor, log := max(c.FreeSpaceFloor, 0), c.Logger.With().Str("part", "storage").Logger()
 	if c.FreeSpace != nil {
 		b.space, err = storage.NewSpaceFunc(b.dir.path, floor, 0, c.FreeSpace)
 	} else {
@@ -337,12 +306,42 @@ func (b *Broker) openParts() (err error) {
 		return err
 	}
 	b.space.Tell(func(full bool) {
-		e, text := logger.Info(), "there is room on the disk again: publishes are taken"
+		e, text := log.Info(), "there is room on the disk again: publishes are taken"
 		if full {
-			e, text = logger.Error(), "free disk space is below the floor: publishes are refused until there is room again"
+			e, text = log.Error(), "free disk space is below the floor: publishes are refused until there is room again"
 		}
 		e.Int64("free", b.space.Free()).Int64("floor", floor).Str("dir", b.dir.path).Msg(text)
 	})
+	b.host, err = c.OpenHost(HostConfig{
+		Dir: b.dir.sub(raftDir), Listen: c.RaftListen, Cluster: b.id.ClusterID, Resolve: b.resolve,
+		Listener: b.raftListener, Dial: c.Dial, Secret: c.Secret, TLS: tls, Tick: c.RaftTick, Election: c.ElectionTicks, Pace: b.copies.wait, NoRoom: b.space.Scarce,
+		Memory: c.MemoryLimit, CutBytes: c.CutBytes, KeepAll: b.keepAll, Logger: c.Logger.With().Str("part", "raft").Logger(), OnFatal: b.fatal,
+	})
+	if err != nil {
+		return fmt.Errorf("open raft: %w", err)
+	}
+	engine, err := storage.OpenEngine(c.Engine, storage.Options{
+		Dir: filepath.Join(b.dir.sub(logDir), "store"), MemoryBytes: c.MemoryLimit / 4,
+		Logf: func(level, message string) {
+			switch level {
+			case "error":
+				log.Error().Msg(message)
+			case "warn", "warning":
+				log.Warn().Msg(message)
+			default:
+				log.Debug().Msg(message)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	b.engine = timedEngine{engine, b.metrics.syncLatency}
+	b.checkpoints, err = storage.OpenCheckpointer(filepath.Join(b.dir.sub(logDir), "checkpoints"), b.engine,
+		storage.CheckpointOptions{Every: c.CheckpointEvery, OnFatal: b.fatal, Logger: log})
+	if err != nil {
+		return err
+	}
 	return nil
 }
 

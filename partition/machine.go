@@ -31,6 +31,7 @@ type machine struct {
 	clock       func() time.Time
 	log         zerolog.Logger
 	alone       bool
+	diskLow     func() bool // nil: never
 
 	applying sync.Mutex
 	state    *state
@@ -93,7 +94,7 @@ func newMachine(c *Config) *machine {
 		clock = time.Now
 	}
 	return &machine{
-		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone,
+		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, diskLow: c.DiskLow,
 		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
 	}
 }

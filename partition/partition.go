@@ -112,6 +112,7 @@ type Config struct {
 	RetentionEvery time.Duration
 	TailBudget     *TailBudget
 	DiskFull       func() bool                  // nil: never
+	DiskLow        func() bool                  // nothing is fetched that this replica lacks; nil: never
 	OnLeader       func(replication.Leadership) // must not block
 	DeadLetter     DeadLetterFunc               // nil: what is dead waits for a leader that has one
 	// NoGroups says why nothing about groups may be written to the log yet, "" when it may; nil: it may. It must not block.

@@ -47,6 +47,11 @@ func (r *restore) fetchSpan(ctx context.Context, i int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if r.m.diskLow != nil && r.m.diskLow() {
+			if err := r.awaitRoom(ctx); err != nil {
+				return err
+			}
+		}
 		replica, ok := r.pick()
 		if ok {
 			q := ChunkRequest{From: p.at, To: s.to, MaxBytes: fetchBytes, Replica: r.m.id.Replica, Hold: p.at}
@@ -82,6 +87,25 @@ func (r *restore) fetchSpan(ctx context.Context, i int) error {
 		}
 		wait = min(2*wait, restoreMaxWait)
 	}
+}
+
+// awaitRoom waits while the disk is about to be full: what is here stays, and no replica loses anything by the wait.
+func (r *restore) awaitRoom(ctx context.Context) error {
+	now := *r.status
+	now.Problem = "this broker's disk is almost full: it goes on once there is room"
+	r.publish(now)
+	r.m.log.Error().Str("log", r.m.id.String()).Int64("fetched_bytes", now.Fetched).Int64("lacking_bytes", now.Lacking).
+		Msg("the disk is almost full: replica fetches nothing until there is room again")
+	begin := time.Now()
+	for r.m.diskLow() {
+		if err := r.rest(ctx, restoreMaxWait/4); err != nil {
+			return err
+		}
+	}
+	now.Problem = ""
+	r.publish(now)
+	r.m.log.Info().Str("log", r.m.id.String()).Dur("waited", time.Since(begin)).Msg("there is room on the disk again: replica goes on fetching what it lacks")
+	return nil
 }
 
 // rest pauses without the turn: others, whose replicas can be reached, are not to wait for this one.

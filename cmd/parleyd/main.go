@@ -81,7 +81,7 @@ Exit status: 2 for bad usage or configuration, 1 for a failure.`,
 			usage += " (default " + o.initial + ")"
 		}
 		flags.Var(&rawFlag{name: o.flag, meta: o.meta, given: given, isSwitch: o.isSwitch}, o.flag, usage)
-		if o.isSwitch {
+		if flags.Lookup(o.flag).Hidden = o.hidden; o.isSwitch {
 			flags.Lookup(o.flag).NoOptDefVal = "true"
 		}
 	}

@@ -47,6 +47,10 @@ type settings struct {
 	Pprof            bool
 	LogLevel         string
 	LogFormat        string
+
+	// Of tests.
+	TestCutBytes int64
+	TestDisk     string
 }
 
 // An option is one setting: a flag, a key of the configuration file and an
@@ -58,6 +62,7 @@ type option struct {
 	usage    string
 	secret   bool // never printed in an error
 	isSwitch bool // a flag without a value means true
+	hidden   bool // for tests: neither the help nor the example tells of it
 	set      func(*settings, string) error
 }
 
@@ -126,6 +131,10 @@ func options() []option {
 			set: oneOf(func(s *settings) *string { return &s.LogLevel }, "debug", "info", "warn", "error")},
 		{flag: "log-format", meta: "FORMAT", initial: "console", usage: "console or json",
 			set: oneOf(func(s *settings) *string { return &s.LogFormat }, "console", "json")},
+		{flag: "test-cut-bytes", meta: "SIZE", hidden: true, usage: "how much a replica applies until its Raft log is cut",
+			set: size(1<<10, 1<<40, func(s *settings) *int64 { return &s.TestCutBytes })},
+		{flag: "test-disk", meta: "FILE", hidden: true, usage: "the data directory's disk is as large as this file says; where it is missing or empty, as large as it is",
+			set: text(func(s *settings) *string { return &s.TestDisk })},
 	}
 }
 

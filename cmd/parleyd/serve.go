@@ -136,7 +136,7 @@ func (s *settings) broker(log zerolog.Logger) broker.Config {
 		}
 		return n
 	}
-	return broker.Config{
+	c := broker.Config{
 		Name: s.Name, DataDir: s.DataDir,
 		Listen: s.Listen, AdvertiseClient: s.AdvertiseClient, HTTP: s.HTTP,
 		PeerListen: s.PeerListen, AdvertisePeer: s.AdvertisePeer, RaftListen: s.RaftListen, AdvertiseRaft: s.AdvertiseRaft,
@@ -153,7 +153,12 @@ func (s *settings) broker(log zerolog.Logger) broker.Config {
 			// still runs may ack or write. The broker has logged why.
 			os.Exit(1)
 		},
+		CutBytes: s.TestCutBytes,
 	}
+	if s.TestDisk != "" {
+		c.FreeSpace = pretendedDisk(s.TestDisk)
+	}
+	return c
 }
 
 func newLogger(s *settings, stderr io.Writer) zerolog.Logger {

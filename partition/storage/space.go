@@ -12,21 +12,30 @@ import (
 )
 
 // DefaultSpaceEvery is how often free space is looked at by default.
-const DefaultSpaceEvery = time.Second
+const DefaultSpaceEvery = 250 * time.Millisecond
+
+// spaceReserve is what copies leave on a disk whatever the floor is, unless that is more than a twentieth of it.
+const spaceReserve = 256 << 20
 
 // A Space watches the free space of the file system that holds a directory.
 // Below the floor it is Full, until a quarter of the floor more is free again:
 // engines and replicated logs break badly on a full disk (a write through a
 // memory map raises SIGBUS), so publishes are refused while there is still room.
+//
+// What others publish comes to this broker's replicas all the same, and copies of whole partitions do. So there are two more marks, which
+// follow from the floor and a reserve that holds for low floors too: below the first one space is Low and no copy goes on, below half of
+// it space is Scarce and nothing at all should be taken in.
 type Space struct {
-	dir   string
-	floor uint64
-	every time.Duration
-	look  func(dir string) (free, total uint64, err error)
-	free  atomic.Uint64
-	total atomic.Uint64
-	full  atomic.Bool
-	tell  atomic.Pointer[func(full bool)]
+	dir    string
+	floor  uint64
+	every  time.Duration
+	look   func(dir string) (free, total uint64, err error)
+	free   atomic.Uint64
+	total  atomic.Uint64
+	full   atomic.Bool
+	low    atomic.Bool
+	scarce atomic.Bool
+	tell   atomic.Pointer[func(full bool)]
 }
 
 // NewSpace looks once and fails if it can't. Run keeps looking.
@@ -75,15 +84,23 @@ func (s *Space) Look() error {
 	s.free.Store(free)
 	s.total.Store(total)
 	was := s.full.Load()
-	full := free < s.floor
-	if was {
-		full = free < s.floor+s.floor/4
-	}
+	full := below(free, s.floor, was)
 	s.full.Store(full)
+	mark := max(s.floor, min(spaceReserve, total/20))
+	s.low.Store(below(free, mark, s.low.Load()))
+	s.scarce.Store(below(free, mark/2, s.scarce.Load()))
 	if tell := s.tell.Load(); tell != nil && full != was {
 		(*tell)(full)
 	}
 	return nil
+}
+
+// below a mark, until a quarter of it more is there.
+func below(free, mark uint64, was bool) bool {
+	if was {
+		return free < mark+mark/4
+	}
+	return free < mark
 }
 
 // Tell has f called whenever the floor is crossed, in either direction, and at once if space is
@@ -97,6 +114,12 @@ func (s *Space) Tell(f func(full bool)) {
 
 // Full tells whether publishes must be refused.
 func (s *Space) Full() bool { return s.full.Load() }
+
+// Low tells whether copies of partitions must wait.
+func (s *Space) Low() bool { return s.low.Load() }
+
+// Scarce tells whether nothing may be taken in, whoever acks it.
+func (s *Space) Scarce() bool { return s.scarce.Load() }
 
 // Free is how many bytes were free at the last look, Total how many there are.
 func (s *Space) Free() int64  { return int64(s.free.Load()) }

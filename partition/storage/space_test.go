@@ -42,6 +42,28 @@ func TestSpaceIsFullBelowTheFloorUntilThereIsRoom(t *testing.T) {
 	}
 }
 
+// TestSpaceMarksForCopies: copies stop at the floor, or at a reserve where the floor is lower; everything at half of that.
+func TestSpaceMarksForCopies(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		floor       int64
+		free, total uint64
+		low, scarce bool
+	}{
+		{1000, 1000, 1200, false, false}, {1000, 999, 1200, true, false}, {1000, 499, 1200, true, true},
+		{0, 50, 1000, false, false}, {0, 49, 1000, true, false}, {0, 24, 1000, true, true},
+		{0, 256 << 20, 1 << 40, false, false}, {0, 255 << 20, 1 << 40, true, false}, {0, 127 << 20, 1 << 40, true, true},
+	} {
+		s, err := NewSpaceFunc("/data", c.floor, 0, func(string) (uint64, uint64, error) { return c.free, c.total, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Low() != c.low || s.Scarce() != c.scarce {
+			t.Errorf("floor %d, %d of %d free: low %v, scarce %v", c.floor, c.free, c.total, s.Low(), s.Scarce())
+		}
+	}
+}
+
 func TestSpaceThatCannotBeAskedFor(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("stale file handle")

@@ -126,6 +126,10 @@ type Config struct {
 	// first. nil: at once.
 	Pace func(stop <-chan struct{}, n int) bool
 
+	// NoRoom says that nothing more may be written for the sake of other hosts' entries: they are dropped, as a network
+	// might, and sent again. nil: there always is room.
+	NoRoom func() bool
+
 	MaxLink uint64 // bytes that wait for one link, in each direction
 	// SegmentBytes is how long a file of the Raft log's journal is.
 	SegmentBytes int64

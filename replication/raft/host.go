@@ -499,6 +499,7 @@ func (h *Host) Figures() map[string]float64 {
 		"uncut_bytes":       float64(h.cuts.total.Load()),
 		"links_refused":     float64(h.transport.refused.Load()),
 		"restoring":         float64(h.restoring.replicas.Load()),
+		"snapshots_taken":   float64(h.restoring.taken.Load()),
 		"spared_messages":   float64(h.restoring.dropped.Load()),
 		"cuts":              float64(h.cuts.done.Load()),
 		"cuts_failed":       float64(h.cuts.failed.Load()),

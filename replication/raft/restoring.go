@@ -11,10 +11,12 @@ import (
 // refuse proposals, for the sake of a follower that nobody waits for. A state machine that
 // fetches what it lacks may be at it for minutes. So what comes for it beyond half of
 // that is dropped here, as a network might: the leader sends it again afterwards, or
-// another snapshot.
+// another snapshot. The same goes for all entries of others while the disk is almost full: whoever
+// leads has refused publishes by then if its own is.
 type restoring struct {
 	replicas atomic.Int32 // that take a snapshot now; 0: there is nothing to look at
 	dropped  atomic.Uint64
+	taken    atomic.Uint64 // snapshots
 }
 
 // backlog of one replica.
@@ -31,18 +33,20 @@ func (h *Host) beginRestore(m *machine) {
 
 func (h *Host) endRestore(m *machine) {
 	m.backlog.taking.Store(false)
+	h.restoring.taken.Add(1)
 	h.restoring.replicas.Add(-1)
 }
 
 // spare takes entries out of a batch of messages that are too much for their replicas now.
 func (h *Host) spare(batch *raftpb.MessageBatch) {
-	if h.restoring.replicas.Load() == 0 {
+	full := h.config.NoRoom != nil && h.config.NoRoom()
+	if h.restoring.replicas.Load() == 0 && !full {
 		return
 	}
 	kept := batch.Requests[:0]
 	for i := range batch.Requests {
 		msg := &batch.Requests[i]
-		if msg.Type == raftpb.Replicate && len(msg.Entries) > 0 && h.tooMuch(msg) {
+		if msg.Type == raftpb.Replicate && len(msg.Entries) > 0 && (full || h.tooMuch(msg)) {
 			h.restoring.dropped.Add(1)
 			continue
 		}
