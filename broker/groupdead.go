@@ -32,41 +32,42 @@ type deadLetters struct {
 }
 
 // writeDeadLetters is the partitions' partition.DeadLetterFunc.
-func (b *Broker) writeDeadLetters(ctx context.Context, letters []partition.DeadLetter) error {
-	if len(letters) == 0 {
-		return nil
-	}
+func (b *Broker) writeDeadLetters(ctx context.Context, letters []partition.DeadLetter) []error {
 	first := &letters[0]
 	name := deadLetterTopic(first.Topic, first.Group, first.Target)
+	failures := make([]error, len(letters))
+	failed := false
+	fail := func(i int, err error) {
+		failures[i], failed = fmt.Errorf("dead-letter topic %s: %w", name, err), true
+	}
 	t, err := b.deadLetterTopic(ctx, first.Topic, name)
 	if err != nil {
-		return fmt.Errorf("dead-letter topic %s: %w", name, err)
+		for i := range letters {
+			fail(i, err)
+		}
+		return failures
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	room := make(chan struct{}, lettersAtOnce)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	var failure error
 	for i := range letters {
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-room }()
 			if err := b.writeDeadLetter(ctx, t, &letters[i]); err != nil {
 				mu.Lock()
-				if failure == nil { // the others fail since the first one did
-					failure = err
-				}
-				mu.Unlock()
-				cancel() // all are brought again
+				defer mu.Unlock()
+				fail(i, err)
 			}
 		})
 	}
 	wg.Wait()
-	if failure != nil {
-		return fmt.Errorf("dead-letter topic %s: %w", name, failure)
+	if !failed {
+		return nil
 	}
-	return nil
+	return failures
 }
 
 // deadLetterTopic returns the topic, made when it is needed for the first time: one

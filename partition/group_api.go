@@ -29,10 +29,10 @@ type DeadLetter struct {
 	Record     record.Record // with its Offset
 }
 
-// DeadLetterFunc publishes records to a group's dead-letter topic and returns nil once all of them
-// are acked there: then the partition commits that they are done. After an error none is, and all are
-// brought again with back-off, by this broker or by the partition's next leader: so each is published under
-// a message id made of group, topic, partition and offset. The error's text is shown in the
-// group's state. All are of one group, in order of offset. It is called by one goroutine
+// DeadLetterFunc publishes records to a group's dead-letter topic and returns once each of them is acked there, or
+// has failed: nil when all are acked, else an error for each, in their order, nil for those that are acked. The
+// partition commits that these are done. The others are brought again with back-off, by this broker or by the
+// partition's next leader: so each is published under a message id made of group, topic, partition and offset. An error's
+// text is shown in the group's state. All are of one group, in order of offset. It is called by one goroutine
 // of the partition, and ctx ends with the leadership.
-type DeadLetterFunc func(ctx context.Context, letters []DeadLetter) error
+type DeadLetterFunc func(ctx context.Context, letters []DeadLetter) []error

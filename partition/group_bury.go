@@ -1,6 +1,8 @@
 package partition
 
 import (
+	"fmt"
+	"math"
 	"time"
 
 	"github.com/parleymq/parley/partition/group"
@@ -11,10 +13,39 @@ const (
 	// buryRecords and buryBytes bound what is handed to DeadLetter at once.
 	buryRecords = 64
 	buryBytes   = 1 << 20
+	// buryStuck bounds the dead letters of a group that could not be written and are set aside, so that those after
+	// them are. Beyond, the others wait until some of these go: then it isn't the letters.
+	buryStuck = 1024
 	// buryFirst and buryMost are how long it waits after DeadLetter failed.
 	buryFirst = 100 * time.Millisecond
 	buryMost  = 30 * time.Second
+	// buryText bounds what is kept of a failure, for the group's state.
+	buryText = 512
 )
+
+// graves is what the leader knows of a group's dead letters.
+//
+// Letters that come for the first time and those that failed before are never handed over together, and each kind has
+// a clock of its own: one letter that can't be written delays no other, and a topic that takes none is not asked
+// all the time. Of those that failed each has its turn, however many there are.
+type graves struct {
+	of    *group.Dispatcher
+	stuck map[int64]string // those that could not be written, and why
+	from  int64            // from which on the next of them are tried
+	fresh buryClock
+	again buryClock
+}
+
+// buryClock says when to try.
+type buryClock struct {
+	at   int64
+	wait time.Duration
+}
+
+func (c *buryClock) failed(now int64) {
+	c.wait = min(max(2*c.wait, buryFirst), buryMost)
+	c.at = now + c.wait.Milliseconds()
+}
 
 // buryAll brings dead records to the dead-letter topic, group by group, for as long as the leadership lasts.
 func (gl *groupLead) buryAll() {
@@ -71,22 +102,24 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 		gl.mu.Unlock()
 		return 0, false
 	}
-	if left := g.buryAt - p.now(); left > 0 {
-		gl.mu.Unlock()
-		return time.Duration(left) * time.Millisecond, false
+	v := &g.graves
+	if v.of != d {
+		*v = graves{of: d, stuck: map[int64]string{}}
 	}
-	dead := d.Dead(nil, buryRecords)
-	var o group.Options
+	v.trim(gl.start)
+	g.problem = v.problem()
+	dead, again, wait := v.next(p.now())
 	gl.table.mu.RLock()
-	o, _ = gl.table.s.Options(g.name)
+	o, _ := gl.table.s.Options(g.name)
 	gl.table.mu.RUnlock()
 	gl.mu.Unlock()
 	if len(dead) == 0 {
-		return 0, false
+		return wait, false
 	}
-	letters, err := p.deadLetters(g.name, o.DeadLetter, dead)
-	if err == nil {
-		err = gl.p.c.DeadLetter(gl.l.ctx, letters)
+	letters, failed := p.deadLetters(g.name, o.DeadLetter, dead)
+	var errs []error
+	if len(letters) > 0 {
+		errs = p.c.DeadLetter(gl.l.ctx, letters)
 	}
 	gl.mu.Lock()
 	defer gl.mu.Unlock()
@@ -94,41 +127,140 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 	if g.d != d {
 		return 0, true // reset or deleted meanwhile
 	}
-	if err != nil {
-		if gl.l.ctx.Err() != nil {
-			return 0, false
-		}
-		g.buryWait = min(max(2*g.buryWait, buryFirst), buryMost)
-		g.buryAt = p.now() + g.buryWait.Milliseconds()
-		if g.problem = err.Error(); g.problem == "" {
-			g.problem = "dead letters could not be written"
-		}
-		p.c.Logger.Warn().Err(err).Str("partition", p.name).Str("group", g.name).Dur("again_in", g.buryWait).
-			Msg("dead letters could not be written: nothing is dropped, they are tried again")
-		return g.buryWait, false
-	}
-	g.buryWait, g.buryAt, g.problem = 0, 0, ""
+	written, last := 0, int64(-1)
 	for i := range letters {
-		d.Buried(letters[i].Record.Offset, letters[i].Record.Offset)
+		at := letters[i].Record.Offset
+		last = at
+		if errs != nil && errs[i] != nil {
+			failed = append(failed, unburied{at, at, errs[i]})
+			continue
+		}
+		d.Buried(at, at)
+		delete(v.stuck, at)
+		written++
 	}
 	if d.Changed() {
 		gl.mark(g)
 	}
+	if gl.l.ctx.Err() != nil {
+		return 0, false // what failed says nothing of the letters
+	}
+	v.tried(failed, written, again, p.now())
+	if again {
+		for _, f := range failed {
+			last = max(last, f.last)
+		}
+		v.from = last + 1
+	}
+	g.problem = v.problem()
+	if len(failed) > 0 {
+		p.c.Logger.Warn().Err(failed[0].err).Str("partition", p.name).Str("group", g.name).Int64("offset", failed[0].first).
+			Int("written", written).Int("stuck", len(v.stuck)).
+			Msg("dead letters could not be written: nothing is dropped, they are tried again")
+	}
 	return 0, true
 }
 
+// next returns the dead letters to try now, and whether they have failed before; else how long there is nothing to do,
+// 0 until something happens.
+func (v *graves) next(now int64) (dead []group.DeadLetter, again bool, wait time.Duration) {
+	isStuck := func(o int64) bool { _, ok := v.stuck[o]; return ok }
+	if len(v.stuck) > 0 && v.again.at <= now {
+		if dead = v.of.Dead(nil, v.from, buryRecords, isStuck); len(dead) == 0 {
+			dead = v.of.Dead(nil, 0, buryRecords, isStuck)
+		}
+		if len(dead) > 0 {
+			return dead, true, 0
+		}
+		clear(v.stuck)
+	}
+	if room := buryStuck - len(v.stuck); room > 0 && v.fresh.at <= now {
+		dead = v.of.Dead(nil, 0, int64(min(room, buryRecords)), func(o int64) bool { return !isStuck(o) })
+		if len(dead) > 0 {
+			return dead, false, 0
+		}
+	}
+	for _, at := range [...]int64{v.fresh.at, v.again.at} {
+		if left := time.Duration(at-now) * time.Millisecond; left > 0 && (wait == 0 || left < wait) {
+			wait = left
+		}
+	}
+	return nil, false, wait
+}
+
+// trim forgets what retention took.
+func (v *graves) trim(start int64) {
+	for o := range v.stuck {
+		if o < start {
+			delete(v.stuck, o)
+		}
+	}
+}
+
+// tried takes in what became of letters.
+func (v *graves) tried(failed []unburied, written int, again bool, now int64) {
+	for _, f := range failed {
+		text := f.err.Error()
+		text = text[:min(len(text), buryText)]
+		for o := f.first; o <= f.last; o++ {
+			v.stuck[o] = text
+		}
+	}
+	clock := &v.fresh
+	if again {
+		clock = &v.again
+	}
+	if written == 0 && len(failed) > 0 {
+		clock.failed(now)
+	} else {
+		*clock = buryClock{}
+	}
+	switch {
+	case len(v.stuck) == 0:
+		v.from, v.again = 0, buryClock{}
+	case !again && v.again.at <= now:
+		v.again.at = now + max(v.again.wait, buryFirst).Milliseconds()
+	}
+}
+
+// problem says for people what can't be written.
+func (v *graves) problem() string {
+	if len(v.stuck) == 0 {
+		return ""
+	}
+	first := int64(math.MaxInt64)
+	for o := range v.stuck {
+		first = min(first, o)
+	}
+	text := fmt.Sprintf("the dead letter of offset %d can't be written and is kept: %s", first, v.stuck[first])
+	switch n := len(v.stuck); {
+	case n >= buryStuck:
+		text += fmt.Sprintf("; %d dead letters can't be, the others wait for them", n)
+	case n > 1:
+		text += fmt.Sprintf("; %d dead letters can't be", n)
+	}
+	return text
+}
+
+// unburied are dead records that could not be brought to the dead-letter topic.
+type unburied struct {
+	first, last int64
+	err         error
+}
+
 // deadLetters reads dead records. They share one buffer, which belongs to them.
-func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (letters []DeadLetter, _ error) {
+func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (letters []DeadLetter, failed []unburied) {
 	bytes := 0
 	for _, x := range dead {
-		var failed error
+		var bad error
+		at := x.First // what is below is read
 		err := p.m.batchesFrom(x.First, p.name, func(b record.Batch) bool {
 			if b.BaseOffset() > x.Last {
 				return false
 			}
 			b = append(record.Batch(nil), b...) // the tail's memory is not ours to keep
 			var it record.Iterator
-			if failed = it.Reset(b, record.DefaultLimits); failed != nil {
+			if bad = it.Reset(b, record.DefaultLimits); bad != nil {
 				return false
 			}
 			for it.Next() {
@@ -145,19 +277,21 @@ func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (l
 					Topic: p.c.Topic, Partition: p.c.Number, Group: name, Target: target,
 					Deliveries: x.Deliveries, Reason: x.Reason, Record: c,
 				})
+				at = r.Offset + 1
 			}
-			failed = it.Err()
-			return failed == nil
+			bad = it.Err()
+			return bad == nil
 		})
-		if err != nil {
-			return letters, err
-		}
-		if failed != nil {
-			return letters, describe(ErrDamaged, "%s: offset %d: %v", p.name, x.First, failed)
-		}
-		if bytes > buryBytes {
-			break
+		switch {
+		case bytes > buryBytes:
+			return letters, failed
+		case err != nil && err.Reason == ErrOutOfRange.Reason:
+			// Trimmed meanwhile, which the dispatcher is told next.
+		case err != nil:
+			failed = append(failed, unburied{at, x.Last, err})
+		case bad != nil || at <= x.Last:
+			failed = append(failed, unburied{at, x.Last, describe(ErrDamaged, "%s: offset %d: %v", p.name, at, bad)})
 		}
 	}
-	return letters, nil
+	return letters, failed
 }

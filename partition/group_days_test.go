@@ -30,9 +30,13 @@ func TestDeadLetters(t *testing.T) {
 			refuse.Store(true)
 			var mu sync.Mutex
 			got := map[int64]DeadLetter{}
-			r.deadLetter = func(_ context.Context, ls []DeadLetter) error {
+			r.deadLetter = func(_ context.Context, ls []DeadLetter) []error {
 				if refuse.Load() {
-					return errors.New("no room in the dead-letter topic")
+					errs := make([]error, len(ls))
+					for i := range errs {
+						errs[i] = errors.New("no room in the dead-letter topic")
+					}
+					return errs
 				}
 				mu.Lock()
 				defer mu.Unlock()

@@ -55,10 +55,9 @@ type ledGroup struct {
 	isDirty, isHungry bool
 	gathering, sent   *flush // for those who wait for what d or c has gathered
 
-	buryAt   int64 // when to try dead letters again
-	buryWait time.Duration
-	problem  string // of dead letters
-	damage   string // that stops the look ahead
+	graves  graves
+	problem string // of dead letters
+	damage  string // that stops the look ahead
 }
 
 const (

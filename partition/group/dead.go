@@ -26,14 +26,29 @@ type DeadLetter struct {
 	Reason      string
 }
 
-// Dead appends the oldest dead records to dst, at most so many.
-func (d *Dispatcher) Dead(dst []DeadLetter, most int64) []DeadLetter {
+// Dead appends dead records to dst, at most so many: the oldest from offset from on that pass.
+func (d *Dispatcher) Dead(dst []DeadLetter, from, most int64, pass func(offset int64) bool) []DeadLetter {
 	d.dead.all(func(r runOf[struct{}]) bool {
-		d.eachSlot(r.first, r.last, func(first, last int64, v slot) {
-			if most > 0 && v.state == dead {
-				last = min(last, first+most-1)
-				most -= last - first + 1
-				dst = append(dst, DeadLetter{First: first, Last: last, Deliveries: v.deliveries, Reason: v.reason})
+		if r.last < from {
+			return true
+		}
+		d.eachSlot(max(r.first, from), r.last, func(first, last int64, v slot) {
+			if v.state != dead {
+				return
+			}
+			open := false
+			for o := first; o <= last && most > 0; o++ {
+				switch n := len(dst) - 1; {
+				case !pass(o):
+					open = false
+				case open:
+					dst[n].Last = o
+					most--
+				default:
+					dst = append(dst, DeadLetter{First: o, Last: o, Deliveries: v.deliveries, Reason: v.reason})
+					open = true
+					most--
+				}
 			}
 		})
 		return most > 0

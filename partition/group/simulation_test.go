@@ -513,7 +513,7 @@ func (w *world) commit() {
 }
 
 func (w *world) buryDead() {
-	for _, x := range w.d.Dead(nil, 5) {
+	for _, x := range w.d.Dead(nil, 0, 5, func(int64) bool { return true }) {
 		for off := x.First; off <= x.Last; off++ {
 			r := w.records[off]
 			if r.ackedBy != nil {
