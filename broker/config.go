@@ -158,7 +158,10 @@ type Config struct {
 	// FeatureLevel is the newest feature level that this broker says it knows; default: the newest
 	// that it does know. Negative: none, as before there were any.
 	FeatureLevel int
-	Limits       Limits
+	// AutoLevel has the cluster's feature level rise by itself, once all brokers know a newer one and have this set.
+	// Otherwise it waits until somebody says so, and the way back to the version before is open until then.
+	AutoLevel bool
+	Limits    Limits
 }
 
 // Limits of what a broker does at once.

@@ -13,12 +13,15 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // refused starts a broker that must not start, and returns why it didn't.
@@ -59,7 +62,13 @@ func TestForeignDirectories(t *testing.T) {
 	}{
 		"newer format": {func(dir string) error {
 			return edit(filepath.Join(dir, "id"), func(m map[string]any) { m["format"] = 99; m["shape"] = "new" })
-		}, []string{"format 99", "newer version"}},
+		}, []string{"format 99", "newer parleyd"}},
+		"a newer field": {func(dir string) error {
+			return edit(filepath.Join(dir, "id"), func(m map[string]any) { m["shape"] = "new"; m["checksum"] = "11111111" })
+		}, []string{"newer parleyd", "shape"}},
+		"epochs of a newer level": {func(dir string) error {
+			return appendEpoch(filepath.Join(dir, "epochs"), func(c *config.Config) { c.FeatureLevel = config.Level + 1 })
+		}, []string{"newer parleyd", "feature level", "not damaged"}},
 		"foreign file": {func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "id"), []byte("{}"), 0o600)
 		}, []string{"no data directory of Parley"}},
@@ -108,6 +117,14 @@ func TestForeignDirectories(t *testing.T) {
 			}
 		})
 	}
+}
+
+func appendEpoch(dir string, change func(*config.Config)) error {
+	_, err := epoch.Recover(dir, "b1", time.Now(), func(next *config.Config) error {
+		change(next)
+		return nil
+	})
+	return err
 }
 
 func edit(path string, change func(map[string]any)) error {

@@ -24,7 +24,7 @@ type groups struct {
 // partition's log would stop at the first one.
 func (b *Broker) noGroups() string {
 	if level := b.epochs.Current().FeatureLevel; level < config.LevelGroups {
-		return fmt.Sprintf("there are no consumer groups at feature level %d: level %d comes by itself when every broker runs a version that knows it", level, config.LevelGroups)
+		return fmt.Sprintf("there are no consumer groups at feature level %d, level %d is needed: once every broker runs a version that knows it, parley cluster raise-level has all use it", level, config.LevelGroups)
 	}
 	return ""
 }

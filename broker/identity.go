@@ -7,9 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // dataFormat is the version of the data directory's layout.
@@ -74,10 +78,11 @@ func loadIdentity(dir string, peers bool) (identity, error) {
 	}
 	switch {
 	case f.Format > dataFormat:
-		return identity{}, fmt.Errorf("data directory %s has format %d, this program knows up to %d: it was written by a newer version, use that one",
-			dir, f.Format, dataFormat)
+		return identity{}, format.Newer("data directory "+dir, "format", uint64(f.Format), dataFormat)
 	case f.Format < 1:
 		return identity{}, fmt.Errorf("identity file %s has format %d: this is no data directory of Parley", path, f.Format)
+	case f.Checksum != f.identity.checksum() && foreignField(b) != "":
+		return identity{}, fmt.Errorf("identity file %s: %w: it has %q, which this program doesn't know: start the newer program", path, format.ErrNewer, foreignField(b))
 	case f.Checksum != f.identity.checksum():
 		return identity{}, fmt.Errorf("identity file %s is damaged: its checksum is %s, its content says %s", path, f.Checksum, f.identity.checksum())
 	case f.Incarnation == "" || f.BrokerID == 0 && !(f.Peers && f.ClusterID == ""):
@@ -87,6 +92,21 @@ func loadIdentity(dir string, peers bool) (identity, error) {
 		return identity{}, fmt.Errorf("data directory %s holds logs, but its %s directory is empty: restore it from a copy", dir, epochsDir)
 	}
 	return f.identity, nil
+}
+
+// foreignField finds a field that this program doesn't write.
+func foreignField(b []byte) string {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(b, &fields) != nil {
+		return ""
+	}
+	for _, name := range []string{"format", "cluster_id", "broker_id", "incarnation", "peers", "joining", "checksum"} {
+		delete(fields, name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		return name
+	}
+	return ""
 }
 
 // save writes DIR/id.

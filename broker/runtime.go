@@ -42,6 +42,9 @@ func (b *Broker) slotOf(shard uint64) *slot {
 	return nil
 }
 
+// Levels implements api.Runtime.
+func (r runtime) Levels(ctx context.Context) map[uint64]uint32 { return r.b.keeper.levels(ctx) }
+
 // Leader implements api.Runtime.
 func (r runtime) Leader(topic uint64, number int32) uint64 {
 	if s := r.b.slot(topic, number); s != nil {

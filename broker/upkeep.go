@@ -269,7 +269,12 @@ func (k *keeper) reports(ctx context.Context, c *config.Config) []upkeep.Report 
 // own is what this broker sees.
 func (k *keeper) own(c *config.Config) upkeep.Report {
 	b := k.b
-	r := upkeep.Report{From: b.self(), Level: b.level()}
+	// A broker that waits for the operator says that it can do with the level that there is. So whoever
+	// decides, of whatever version, doesn't raise it (ADR 0165).
+	r := upkeep.Report{From: b.self(), Level: min(c.FeatureLevel, b.level()), Knows: b.level()}
+	if b.c.AutoLevel {
+		r.Level = b.level()
+	}
 	for i := range c.Brokers {
 		id := c.Brokers[i].ID
 		s := upkeep.Seen{Broker: id, Up: true, ForMS: time.Since(b.started).Milliseconds()}
@@ -291,6 +296,11 @@ func (k *keeper) answerSight(_ context.Context, from mesh.Identity, req []byte) 
 		k.hear(v)
 	}
 	return json.Marshal(k.own(k.b.epochs.Current()))
+}
+
+// levels asks all brokers which feature levels they know.
+func (k *keeper) levels(ctx context.Context) map[uint64]uint32 {
+	return upkeep.Known(k.reports(ctx, k.b.epochs.Current()))
 }
 
 // gone asks the council whether a majority of it can't reach a broker.

@@ -219,7 +219,7 @@ func TestTooManyDead(t *testing.T) {
 // needs it is refused, and nothing else is any different.
 func TestFeatureLevelRises(t *testing.T) {
 	t.Parallel()
-	old := func(c *broker.Config) { c.FeatureLevel = -1 }
+	old := func(c *broker.Config) { c.FeatureLevel, c.AutoLevel = -1, true }
 	c := brokertest.StartCluster(t, 3, quick(time.Minute), old)
 	createR3(t, c, "t", 2)
 	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
@@ -241,6 +241,50 @@ func TestFeatureLevelRises(t *testing.T) {
 	// One that knows less is not let in any more.
 	late := c.Add("b4", old)
 	anyOf(t, startAll(t, late.Config()), fmt.Sprint("feature level ", config.Level), "use a newer version")
+}
+
+// TestFeatureLevelWaits: without AutoLevel it stays where it is though all know more, until somebody says so; and that is
+// refused while one doesn't know it, or can't be asked.
+func TestFeatureLevelWaits(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 3, quick(time.Minute), func(c *broker.Config) { c.FeatureLevel = -1 })
+	b1 := c.Brokers[0]
+	raise := func(dry bool) (wire.LevelChange, error) {
+		return b1.API().ClusterLevel(t.Context(), wire.LevelRequest{To: config.Level, DryRun: dry})
+	}
+	for _, m := range c.Brokers[:2] {
+		m.Stop()
+		m.Start(func(c *broker.Config) { c.FeatureLevel = 0 })
+	}
+	for name, dry := range map[string]bool{"a dry run": true, "a raise": false} {
+		brokertest.Eventually(t, name+" names the broker that is too old", func() bool {
+			res, err := raise(dry)
+			text := res.Blocked
+			if err != nil {
+				text = err.Error()
+			}
+			return strings.Contains(text, "b3 knows up to 0")
+		})
+	}
+	c.Brokers[2].Stop()
+	if _, err := raise(false); err == nil || !strings.Contains(err.Error(), "did not say") {
+		t.Errorf("with b3 away: %v", err)
+	}
+	c.Brokers[2].Start(func(c *broker.Config) { c.FeatureLevel = 0 })
+	// Each broker has led the keeping by now, or could have: what matters is that rounds pass with all of them knowing more.
+	brokertest.Eventually(t, "health reminds of it", func() bool {
+		h, err := b1.API().ClusterHealth(t.Context(), struct{}{})
+		return err == nil && len(h.Warnings) > 0 && strings.Contains(strings.Join(h.Warnings, "; "), "parley cluster raise-level")
+	})
+	if res, err := raise(true); err != nil || res.Change != "planned" || len(res.Brings) != config.Level || status(t, b1).FeatureLevel != 0 {
+		t.Errorf("dry run: %+v %v, level %d", res, err, status(t, b1).FeatureLevel)
+	}
+	if res, err := raise(false); err != nil || res.Change != "raised" || status(t, b1).FeatureLevel != config.Level {
+		t.Errorf("raised: %+v %v, level %d", res, err, status(t, b1).FeatureLevel)
+	}
+	if res, err := raise(false); err != nil || res.Change != "unchanged" {
+		t.Errorf("raised again: %+v %v", res, err)
+	}
 }
 
 // TestMetricsOfUpkeep: what an alarm can be made of.

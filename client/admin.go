@@ -28,6 +28,7 @@ type (
 	PartitionChange      = wire.PartitionChange
 	BrokerChange         = wire.BrokerChange
 	BalancePlan          = wire.BalancePlan
+	LevelChange          = wire.LevelChange
 	EpochDescription     = wire.EpochDescription
 )
 
@@ -244,6 +245,13 @@ func (c *Client) RemoveBroker(ctx context.Context, name string) (BrokerChange, e
 // that begun, in the background.
 func (c *Client) Balance(ctx context.Context, dryRun bool) (BalancePlan, error) {
 	out, _, err := call(ctx, c, wire.APIClusterBalance, wire.BalanceRequest{DryRun: dryRun}, func(out *BalancePlan) *Error { return out.Error })
+	return out, err
+}
+
+// RaiseLevel has the cluster use what needs a higher feature level: to, or with 0 the newest that all brokers know. With
+// dryRun nothing changes. There is no way back to versions of the broker that don't know that level.
+func (c *Client) RaiseLevel(ctx context.Context, to uint32, dryRun bool) (LevelChange, error) {
+	out, _, err := call(ctx, c, wire.APIClusterLevel, wire.LevelRequest{To: to, DryRun: dryRun}, func(out *LevelChange) *Error { return out.Error })
 	return out, err
 }
 

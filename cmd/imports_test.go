@@ -32,24 +32,25 @@ var layers = []struct {
 	{"partition/record", nil},
 	{"client/wire", nil},
 	{"broker/interest", nil},
-	{"replication/epoch/config", nil},
+	{"replication/format", nil},
+	{"replication/epoch/config", []string{"replication/format"}},
 	{"replication/paxos", []string{"replication/epoch/config"}},
 	{"replication/paxos/simulation", []string{"replication/paxos"}},
 	{"replication/paxos/simulate", []string{"replication/paxos", "replication/paxos/simulation"}},
 	{"partition/placement", []string{"replication/epoch/config"}},
-	{"partition/group", nil},
+	{"partition/group", []string{"replication/format"}},
 
 	// Seams and their adapters.
 	{"replication", nil},
-	{"replication/raft", []string{"replication", "replication/raft/journal"}},
-	{"replication/raft/journal", nil},
+	{"replication/raft", []string{"replication", "replication/raft/journal", "replication/format"}},
+	{"replication/raft/journal", []string{"replication/format"}},
 	{"replication/memlog", []string{"replication"}},
 	{"replication/replicationtest", []string{"replication", "replication/epoch", "replication/epoch/config"}},
-	{"replication/epoch", []string{"replication", "replication/paxos", "replication/epoch/config"}},
-	{"partition/storage", []string{"partition/record"}},
-	{"partition/storage/...", []string{"partition/storage", "partition/record"}},
+	{"replication/epoch", []string{"replication", "replication/paxos", "replication/epoch/config", "replication/format"}},
+	{"partition/storage", []string{"partition/record", "replication/format"}},
+	{"partition/storage/...", []string{"partition/storage", "partition/record", "replication/format"}},
 	{"partition", []string{
-		"replication", "partition/record", "partition/storage", "partition/group",
+		"replication", "replication/format", "partition/record", "partition/storage", "partition/group",
 	}},
 
 	// The broker. It may name the adapters, as the defaults of its Config.

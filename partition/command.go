@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/replication/format"
 )
 
 // An entry of the replicated log is one command. All integers are big endian.
@@ -98,7 +99,10 @@ func parseCommand(b []byte) (commandHeader, []byte, error) {
 		return commandHeader{}, nil, fmt.Errorf("%w: %d bytes, a header has %d", errCommand, len(b), commandHeaderSize)
 	}
 	if b[0] != commandVersion {
-		return commandHeader{}, nil, fmt.Errorf("%w: version %d, this broker knows %d: upgrade it before it joins the others", errCommand, b[0], commandVersion)
+		if b[0] > commandVersion {
+			return commandHeader{}, nil, format.Newer("a log entry", "version", uint64(b[0]), commandVersion)
+		}
+		return commandHeader{}, nil, fmt.Errorf("%w: version %d", errCommand, b[0])
 	}
 	h := commandHeader{
 		kind:    commandKind(b[1]),
@@ -115,6 +119,9 @@ func parseCommand(b []byte) (commandHeader, []byte, error) {
 			return commandHeader{}, nil, fmt.Errorf("%w: %s with a body of %d bytes, want 8", errCommand, h.kind, len(body))
 		}
 	default:
+		if h.kind > kindGroup {
+			return commandHeader{}, nil, format.Newer("a log entry", "kind", uint64(h.kind), uint64(kindGroup))
+		}
 		return commandHeader{}, nil, fmt.Errorf("%w: unknown %s", errCommand, h.kind)
 	}
 	return h, body, nil

@@ -63,7 +63,7 @@ func decodeGroups(d *decoder) *groupTable {
 	}
 	s, err := group.DecodeState(d.take(int(n)))
 	if err != nil {
-		d.fail("%v", err)
+		d.fail("%w", err)
 		return t
 	}
 	t.s = s

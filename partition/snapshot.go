@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication/format"
 )
 
 // A snapshot is the state and a manifest: which chunks make up the log, as spans of offsets
@@ -237,8 +238,13 @@ func readManifest(r io.Reader) (*manifest, error) {
 		return nil, err
 	}
 	// First, as other versions' may be as large as the log.
-	if len(b) >= 5 && (string(b[:4]) != snapshotMagic || b[4] != snapshotVersion) {
-		return nil, fmt.Errorf("%w: magic %q version %d, this broker knows %d", storage.ErrCorrupt, b[:4], b[4], snapshotVersion)
+	switch {
+	case len(b) < 5 || string(b[:4]) != snapshotMagic:
+		return nil, fmt.Errorf("%w: %d bytes that are no snapshot", storage.ErrCorrupt, len(b))
+	case b[4] > snapshotVersion:
+		return nil, format.Newer("the snapshot", "version", uint64(b[4]), snapshotVersion)
+	case b[4] < snapshotVersion:
+		return nil, fmt.Errorf("a snapshot of version %d, this program reads version %d: have its sender run this version too", b[4], snapshotVersion)
 	}
 	if len(b) < 9+5+4 || len(b) > maxManifest {
 		return nil, fmt.Errorf("%w: a snapshot of %d bytes", storage.ErrCorrupt, len(b))

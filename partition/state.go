@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/replication/format"
 )
 
 // state is what a partition's replicas agree on, apart from the records. It is
@@ -150,8 +151,11 @@ func (s *state) encode(b []byte) []byte {
 func decodeState(b []byte) (*state, error) {
 	d := &decoder{b: b}
 	v := d.u8()
-	if d.err == nil && (v < stateUnchained || v > stateVersion) {
-		return nil, fmt.Errorf("decode partition state: version %d, this broker knows up to %d", v, stateVersion)
+	switch {
+	case v > stateVersion:
+		return nil, format.Newer("the partition's state", "version", uint64(v), stateVersion)
+	case d.err == nil && v < stateUnchained:
+		return nil, fmt.Errorf("decode partition state: version %d", v)
 	}
 	s := newState()
 	s.index, s.term, s.counter, s.barrier = d.u64(), d.u64(), d.u64(), d.u64()

@@ -47,6 +47,9 @@ type Runtime interface {
 	Transfer(ctx context.Context, topic uint64, number int32, to uint64) error
 	// Reach tells how this broker reaches another one, or itself.
 	Reach(broker uint64) Reach
+	// Levels asks all brokers for the newest feature levels that they know, for a bounded time; by broker id,
+	// without those that gave no answer.
+	Levels(ctx context.Context) map[uint64]uint32
 	// Problems lists what is wrong with this broker itself.
 	Problems() []string
 
@@ -136,6 +139,7 @@ var requests = map[string]handler{
 	wire.APIBrokerResume:      with((*Handlers).BrokerResume),
 	wire.APIBrokerRemove:      with((*Handlers).BrokerRemove),
 	wire.APIClusterBalance:    with((*Handlers).ClusterBalance),
+	wire.APIClusterLevel:      with((*Handlers).ClusterLevel),
 	wire.APIGroupList:         with((*Handlers).GroupList),
 	wire.APIGroupDescribe:     with((*Handlers).GroupDescribe),
 	wire.APIGroupReset:        with((*Handlers).GroupReset),

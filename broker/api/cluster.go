@@ -78,6 +78,9 @@ func (h *Handlers) ClusterHealth(ctx context.Context, _ None) (wire.ClusterHealt
 			}
 		}
 	}
+	if w := h.levelWarning(ctx, c); w != "" {
+		res.Warnings = append(res.Warnings, w)
+	}
 	res.Healthy = len(res.Problems) == 0
 	return res, nil
 }

@@ -165,5 +165,5 @@ func movable(c *config.Config) error {
 	if c.FeatureLevel >= config.LevelMoves {
 		return nil
 	}
-	return retriable(503, wire.ReasonUnavailable, "nothing can move at feature level %d: level %d comes by itself when every broker runs a version that knows it", c.FeatureLevel, config.LevelMoves)
+	return retriable(503, wire.ReasonUnavailable, "nothing can move at feature level %d, level %d is needed: "+raiseHint, c.FeatureLevel, config.LevelMoves)
 }

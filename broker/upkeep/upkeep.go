@@ -28,7 +28,9 @@ type Seen struct {
 // Report is what one broker says of all others. A broker that gave no answer has none.
 type Report struct {
 	From  uint64 `json:"from"`
-	Level uint32 `json:"level"` // the newest feature level that it knows
+	Level uint32 `json:"level"` // the feature level that the cluster may have for its sake without anybody asking
+	// Knows is the newest feature level that it knows. Brokers of earlier versions don't say: they know Level.
+	Knows uint32 `json:"knows,omitempty"`
 	Peers []Seen `json:"peers"`
 }
 
@@ -92,8 +94,17 @@ func agreed(spans []int64, majority int) (int64, bool) {
 	return spans[majority-1], true
 }
 
-// Level is the feature level that the cluster can rise to: the newest that every broker which is
-// not dead has reported to know. It is the present one while some have not reported.
+// Known is what feature levels brokers know, by broker, of those that reported.
+func Known(reports []Report) map[uint64]uint32 {
+	known := make(map[uint64]uint32, len(reports))
+	for _, r := range reports {
+		known[r.From] = max(r.Level, r.Knows)
+	}
+	return known
+}
+
+// Level is the feature level that the cluster rises to by itself: the newest that every broker which is
+// not dead has reported. It is the present one while some have not reported.
 func Level(c *config.Config, reports []Report) uint32 {
 	known := map[uint64]uint32{}
 	for _, r := range reports {

@@ -50,6 +50,7 @@ const (
 	APIBrokerResume      = "$PARLEY.API.BROKER.RESUME"      // NameRequest -> BrokerChange
 	APIBrokerRemove      = "$PARLEY.API.BROKER.REMOVE"      // NameRequest -> BrokerChange
 	APIClusterBalance    = "$PARLEY.API.CLUSTER.BALANCE"    // BalanceRequest -> BalancePlan
+	APIClusterLevel      = "$PARLEY.API.CLUSTER.LEVEL"      // LevelRequest -> LevelChange
 )
 
 // Headers of NATS messages.
@@ -328,11 +329,38 @@ type ClusterStatus struct {
 	Leaderless      int                 `json:"leaderless"`
 	UnderReplicated int                 `json:"under_replicated"`
 	// Moving counts the partitions that get other replicas. Uneven says that replicas are yet to
-	// be evened out among the brokers. FeatureLevel rises when all brokers know a newer one.
+	// be evened out among the brokers.
 	Moving       int    `json:"moving"`
 	Uneven       bool   `json:"uneven"`
 	FeatureLevel uint32 `json:"feature_level"`
 	Error        *Error `json:"error,omitempty"`
+}
+
+// LevelRequest asks for a higher feature level: To, or the newest that all brokers know. With DryRun, for what that would mean.
+type LevelRequest struct {
+	To     uint32 `json:"to,omitempty"`
+	DryRun bool   `json:"dry_run,omitempty"`
+}
+
+// LevelChange is what became, or would become, of the cluster's feature level. Once it has risen no version of the broker that doesn't know
+// it can be used again.
+type LevelChange struct {
+	Change  string        `json:"change"` // planned (a dry run), raised, unchanged
+	From    uint32        `json:"from"`
+	To      uint32        `json:"to"`
+	Brings  []string      `json:"brings"` // what each level in between brings
+	Brokers []BrokerLevel `json:"brokers"`
+	Blocked string        `json:"blocked,omitempty"` // why it can't rise now, in a dry run
+	Epoch   uint64        `json:"epoch"`
+	Error   *Error        `json:"error,omitempty"`
+}
+
+// BrokerLevel is the newest feature level that a broker knows.
+type BrokerLevel struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+	Told  bool   `json:"told"` // whether it answered; else Knows is 0
+	Knows uint32 `json:"knows"`
 }
 
 // BrokerDescription is one broker as the newest epoch has it.

@@ -159,7 +159,7 @@ func (a *app) clusterCommand() *cobra.Command {
 				})
 			},
 		},
-		a.clusterBalance(), a.clusterRecover(),
+		a.clusterBalance(), a.clusterRaiseLevel(), a.clusterRecover(),
 	)
 	return parent
 }

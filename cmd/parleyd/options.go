@@ -44,6 +44,7 @@ type settings struct {
 	MaxRecord        int64
 	MemoryLimit      int64
 	AutoCreateTopics bool
+	AutoRaiseLevel   bool
 	Pprof            bool
 	LogLevel         string
 	LogFormat        string
@@ -125,6 +126,8 @@ func options() []option {
 			set: setMemoryLimit},
 		{flag: "auto-create-topics", isSwitch: true, initial: "false", usage: "a publish to a subject that no topic has creates the topic of that name",
 			set: onOff(func(s *settings) *bool { return &s.AutoCreateTopics })},
+		{flag: "auto-raise-level", isSwitch: true, initial: "false", usage: "end upgrades without being asked: the feature level rises as soon as all brokers know a newer one and have this set; there is no way back to the older version then",
+			set: onOff(func(s *settings) *bool { return &s.AutoRaiseLevel })},
 		{flag: "pprof", isSwitch: true, initial: "false", usage: "serve Go's profiles below /debug/pprof on the HTTP address",
 			set: onOff(func(s *settings) *bool { return &s.Pprof })},
 		{flag: "log-level", meta: "LEVEL", initial: "info", usage: "debug, info, warn or error",

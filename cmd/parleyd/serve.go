@@ -147,7 +147,7 @@ func (s *settings) broker(log zerolog.Logger) broker.Config {
 		TLS:  broker.TLS{Cert: s.TLSCert, Key: s.TLSKey, ClientCA: s.TLSClientCA},
 		User: s.User, Password: s.Password, Token: s.Token,
 		FreeSpaceFloor: none(s.FreeSpaceFloor), MaxRecord: s.MaxRecord, MemoryLimit: s.MemoryLimit,
-		AutoCreateTopics: s.AutoCreateTopics, Pprof: s.Pprof, Logger: log,
+		AutoCreateTopics: s.AutoCreateTopics, AutoLevel: s.AutoRaiseLevel, Pprof: s.Pprof, Logger: log,
 		OnFatal: func(err error) {
 			// The disk failed: what it holds is not known any more, so nothing that
 			// still runs may ack or write. The broker has logged why.

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // An entry about groups is a version and operations, described in docs/format/groups.md. Each
@@ -118,8 +120,10 @@ type Context struct {
 // version, so that replicas would part from here on.
 func (s *State) Apply(c Context, body []byte) (results []byte, err error) {
 	d := &decoder{b: body}
-	if v := d.byte(); d.err == nil && v != entryVersion {
-		return nil, fmt.Errorf("%w: entry of version %d, this broker knows %d: upgrade it before it joins the others", ErrMalformed, v, entryVersion)
+	if v := d.byte(); v > entryVersion {
+		return nil, format.Newer("an entry about groups", "version", uint64(v), entryVersion)
+	} else if d.err == nil && v != entryVersion {
+		return nil, fmt.Errorf("%w: entry of version %d", ErrMalformed, v)
 	}
 	for len(d.b) > 0 && d.err == nil {
 		kind, name := opKind(d.byte()), d.string()

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // ErrMalformed: bytes that no version of this package wrote, or a newer one.
@@ -248,8 +250,10 @@ const maxRuns = 1 << 20
 func DecodeState(b []byte) (*State, error) {
 	d := &decoder{b: b}
 	s := NewState()
-	if v := d.byte(); d.err == nil && v != stateVersion {
-		return nil, fmt.Errorf("%w: state of version %d, this broker knows %d: upgrade it", ErrMalformed, v, stateVersion)
+	if v := d.byte(); v > stateVersion {
+		return nil, format.Newer("the state of groups", "version", uint64(v), stateVersion)
+	} else if d.err == nil && v != stateVersion {
+		return nil, fmt.Errorf("%w: state of version %d", ErrMalformed, v)
 	}
 	last := ""
 	name := func(i int64) string {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // The checkpoint file is a log of rounds; docs/format/storage.md describes its
@@ -128,7 +130,9 @@ func (f *checkpointFile) replay(data []byte) error {
 	if len(data) < headerBytes || !bytes.Equal(data[:8], checkpointMagic[:]) {
 		return fmt.Errorf("%w: no header", ErrCheckpointDamaged)
 	}
-	if v := binary.LittleEndian.Uint32(data[8:]); v != checkpointVersion {
+	if v := binary.LittleEndian.Uint32(data[8:]); v > checkpointVersion && crc32.Checksum(data[:20], castagnoli) == binary.LittleEndian.Uint32(data[20:]) {
+		return format.Newer("the checkpoint file", "version", uint64(v), checkpointVersion)
+	} else if v != checkpointVersion {
 		return fmt.Errorf("%w: version %d, this program reads version %d", ErrFormat, v, checkpointVersion)
 	}
 	copy(f.salt[:], data[12:20])
@@ -177,7 +181,8 @@ func (f *checkpointFile) replay(data []byte) error {
 			f.round = number
 			f.size = at + n
 		default:
-			return f.torn(data, at)
+			// No torn frame has its checksum. Without it this program would go on from an older round.
+			return format.Newer("the checkpoint file", "kind of frame", uint64(kind), uint64(frameCommit))
 		}
 		at += n
 	}

@@ -2,12 +2,16 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 func noLogs() (bool, error) { return false, nil }
@@ -130,7 +134,8 @@ func TestForeignCheckpointFile(t *testing.T) {
 	data, _ := rounds(t, 1)
 	newer := bytes.Clone(data)
 	newer[8]++
-	if _, _, err := reopen(t, newer); !errors.Is(err, ErrFormat) {
+	binary.LittleEndian.PutUint32(newer[20:], crc32.Checksum(newer[:20], castagnoli))
+	if _, _, err := reopen(t, newer); !errors.Is(err, format.ErrNewer) || errors.Is(err, ErrCheckpointDamaged) {
 		t.Errorf("a newer version: %v", err)
 	}
 	if _, _, err := reopen(t, []byte("something else altogether, longer than the header")); !errors.Is(err, ErrCheckpointDamaged) {
@@ -214,4 +219,17 @@ func FuzzCheckpointFile(f *testing.F) {
 			t.Fatalf("%d bytes taken of %d", c.size, len(data))
 		}
 	})
+}
+
+// A frame of a kind that isn't known, at the very end, is whole by its checksum: it is no torn round that might be cut off.
+func TestFramesOfANewerProgram(t *testing.T) {
+	t.Parallel()
+	data, ends := rounds(t, 2)
+	f := &checkpointFile{}
+	copy(f.salt[:], data[12:20])
+	f.appendFrame(frameCommit+1, func(b []byte) []byte { return append(b, "what will be"...) })
+	next, _, err := reopen(t, append(bytes.Clone(data[:ends[2]]), f.buf...))
+	if !errors.Is(err, format.ErrNewer) || errors.Is(err, ErrCheckpointDamaged) {
+		t.Errorf("round %d, %v; want ErrNewer", next, err)
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // The journal is an append-only file of 64-byte blocks; docs/format/epochs.md
@@ -29,11 +31,14 @@ const (
 	markerMagic = 0x4b4d4550 // "PEMK"
 
 	journalName = "journal"
+
+	headerText     = "PARLEY EPOCHS "
+	journalVersion = 1
 )
 
 var fileHeader = func() []byte {
 	b := make([]byte, block)
-	copy(b, "PARLEY EPOCHS 1\n")
+	copy(b, fmt.Sprintf("%s%d\n", headerText, journalVersion))
 	binary.LittleEndian.PutUint32(b[block-4:], checksum(b[:block-4]))
 	return b
 }()
@@ -82,7 +87,7 @@ func openJournal(dir directory) (j *journal, entries []entry, cut int64, err err
 	entries, end, err := scan(b)
 	if err != nil {
 		f.Close()
-		return nil, nil, 0, fmt.Errorf("%w: %s: %w", ErrCorrupt, dir.path(journalName), err)
+		return nil, nil, 0, format.Corrupt(ErrCorrupt, fmt.Errorf("%s: %w", dir.path(journalName), err))
 	}
 	j = &journal{f: f, size: end}
 	if end == 0 {
@@ -197,7 +202,11 @@ func scan(b []byte) (entries []entry, end int64, err error) {
 		return nil, 0, nil
 	}
 	if !bytes.Equal(b[:block], fileHeader) {
-		return nil, 0, errors.New("its header is damaged or of an unknown version")
+		v, ok := format.Text(b, headerText)
+		if ok && v > journalVersion && binary.LittleEndian.Uint32(b[block-4:]) == checksum(b[:block-4]) {
+			return nil, 0, format.Newer("the epoch journal", "format", v, journalVersion)
+		}
+		return nil, 0, errors.New("its header is damaged")
 	}
 	at := int64(block)
 	for at < int64(len(b)) {

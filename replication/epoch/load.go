@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/parleymq/parley/replication/epoch/config"
+	"github.com/parleymq/parley/replication/format"
 	"github.com/parleymq/parley/replication/paxos"
 )
 
@@ -34,12 +35,12 @@ func (w *owner) open(entries []entry) error {
 	}
 	if v := c.history.values[0]; v != nil {
 		if c.initial, err = config.Decode(v); err != nil {
-			return fmt.Errorf("%w: epoch 0: %w", ErrCorrupt, err)
+			return format.Corrupt(ErrCorrupt, fmt.Errorf("epoch 0: %w", err))
 		}
 	}
 	newest, err := w.look(state.Newest.Value)
 	if err != nil {
-		return fmt.Errorf("%w: epoch %d: %w", ErrCorrupt, state.Newest.Epoch, err)
+		return format.Corrupt(ErrCorrupt, fmt.Errorf("epoch %d: %w", state.Newest.Epoch, err))
 	}
 	c.current.Store(newest.config)
 	c.hear(state.Newest.Epoch)
@@ -54,7 +55,7 @@ func (w *owner) open(entries []entry) error {
 	w.retry.Stop()
 	w.machine, err = paxos.New(paxos.Options{Self: c.self, Boot: c.boot, Decode: w.decode, State: state})
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return format.Corrupt(ErrCorrupt, err)
 	}
 	return nil
 }
@@ -102,7 +103,7 @@ func (w *owner) load(entries []entry) (paxos.State, error) {
 	}
 	for _, e := range entries {
 		if err := w.loadEntry(e, &state, decided); err != nil {
-			return state, fmt.Errorf("%w: entry about epoch %d: %w", ErrCorrupt, e.epoch, err)
+			return state, format.Corrupt(ErrCorrupt, fmt.Errorf("entry about epoch %d: %w", e.epoch, err))
 		}
 	}
 	if len(c.history.headers) > 0 && state.Newest.Value == nil {
@@ -128,6 +129,9 @@ func (w *owner) loadEntry(e entry, state *paxos.State, decided func([]paxos.Entr
 		return decided([]paxos.Entry{{Epoch: e.epoch, Hash: d.facts.Hash, Previous: d.facts.Previous, Value: payload}})
 	case kindStep:
 		records, err := decodeRecords(payload)
+		if errors.Is(err, paxos.ErrVersion) {
+			return fmt.Errorf("%w: start the newer program: %w", format.ErrNewer, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -151,7 +155,8 @@ func (w *owner) loadEntry(e entry, state *paxos.State, decided func([]paxos.Entr
 		w.journal.dead += 2 * block
 		return nil
 	}
-	return fmt.Errorf("it is of kind %d, which this program doesn't know", e.kind)
+	// Its checksums are right, and its marker came after it.
+	return format.Newer("an entry of the epoch journal", "kind", uint64(e.kind), uint64(kindBoot))
 }
 
 // begin writes epoch 0.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/parleymq/parley/replication/epoch/config"
+	"github.com/parleymq/parley/replication/format"
 )
 
 // Peek reads the newest configuration of a journal that nobody has open, and changes nothing.
@@ -33,7 +34,7 @@ func peek(dir directory) (*journal, *config.Config, *owner, error) {
 	cur, err := config.Decode(state.Newest.Value)
 	if err != nil {
 		_ = j.close()
-		return nil, nil, nil, fmt.Errorf("%w: epoch %d: %w", ErrCorrupt, state.Newest.Epoch, err)
+		return nil, nil, nil, format.Corrupt(ErrCorrupt, fmt.Errorf("epoch %d: %w", state.Newest.Epoch, err))
 	}
 	return j, cur, w, nil
 }

@@ -6,8 +6,12 @@ import (
 	"fmt"
 )
 
-// ErrEncoding: the bytes are no message or no record that this version knows.
-var ErrEncoding = errors.New("not an encoding of paxos")
+var (
+	// ErrEncoding: the bytes are no message or no record that this version knows.
+	ErrEncoding = errors.New("not an encoding of paxos")
+	// ErrVersion, beside ErrEncoding: they are of a newer version.
+	ErrVersion = errors.New("a newer program wrote them")
+)
 
 // The form of messages and records: a version, a kind, then the fields in the order
 // of their structs. Numbers are uvarints, strings and values carry their length, hashes
@@ -141,6 +145,9 @@ func (r *reader) byte() byte {
 func (r *reader) head() byte {
 	if v := r.byte(); v != encodingVersion && r.err == nil {
 		r.fail(fmt.Sprintf("version %d, this program knows %d", v, encodingVersion))
+		if v > encodingVersion {
+			r.err = fmt.Errorf("%w: %w", r.err, ErrVersion)
+		}
 	}
 	return r.byte()
 }

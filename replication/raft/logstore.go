@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"sync"
 
 	"github.com/lni/dragonboat/v4/config"
@@ -13,6 +14,7 @@ import (
 	"github.com/lni/dragonboat/v4/raftpb"
 	"github.com/lni/vfs"
 
+	"github.com/parleymq/parley/replication/format"
 	"github.com/parleymq/parley/replication/raft/journal"
 )
 
@@ -35,6 +37,12 @@ func keepsJournal(fsys vfs.FS, dir string) (bool, error) {
 	status, err := readStatus(fsys, dir)
 	if err != nil || status == nil {
 		return true, err
+	}
+	switch name := fsys.PathJoin(dir, statusFile); {
+	case status.LogdbType == journalStore && status.BinVer > journalFormat:
+		return true, format.Newer("raft directory "+name, "format", uint64(status.BinVer), journalFormat)
+	case status.LogdbType != journalStore && strings.HasPrefix(status.LogdbType, "parley-"):
+		return true, fmt.Errorf("raft directory %s: %w: its log store is %q, this program knows %q: start the newer program", name, format.ErrNewer, status.LogdbType, journalStore)
 	}
 	return status.LogdbType == journalStore, nil
 }

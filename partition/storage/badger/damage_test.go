@@ -12,6 +12,7 @@ import (
 
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/partition/storage/storagetest"
+	"github.com/parleymq/parley/replication/format"
 )
 
 // damageBase is a directory as a killed process leaves it, with files of every
@@ -300,8 +301,8 @@ func TestDirectoryIsLocked(t *testing.T) {
 func TestForeignDirectoriesAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(dir string) error{
-		"later version": func(dir string) error {
-			return os.WriteFile(filepath.Join(dir, versionFile), []byte("parley-log badger 2\n"), 0o600)
+		"earlier version": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, versionFile), []byte("parley-log badger 0\n"), 0o600)
 		},
 		"another format": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, versionFile), bytes.Repeat([]byte{0xff}, 1000), 0o600)
@@ -321,6 +322,11 @@ func TestForeignDirectoriesAreRefused(t *testing.T) {
 		if _, err := storage.OpenEngine("badger", storage.Options{Dir: dir}); !errors.Is(err, storage.ErrFormat) {
 			t.Errorf("%s: %v, want ErrFormat", name, err)
 		}
+	}
+	dir := t.TempDir()
+	check(t, os.WriteFile(filepath.Join(dir, versionFile), []byte("parley-log badger 2\n"), 0o600))
+	if _, err := storage.OpenEngine("badger", storage.Options{Dir: dir}); !errors.Is(err, format.ErrNewer) {
+		t.Errorf("a later version: %v, want ErrNewer", err)
 	}
 }
 

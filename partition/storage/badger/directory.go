@@ -13,12 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication/format"
 )
 
 const (
 	versionFile = "VERSION"
 	versionText = "parley-log badger 1\n"
-	lockFile    = "engine.lock"
+
+	versionPrefix = "parley-log badger "
+	version       = 1
+	lockFile      = "engine.lock"
 )
 
 // takeDirectory creates the directory if need be, locks it and checks whose it
@@ -66,6 +70,9 @@ func checkVersion(dir string) error {
 	path := filepath.Join(dir, versionFile)
 	got, err := os.ReadFile(path)
 	if err == nil {
+		if v, ok := format.Text(got, versionPrefix); ok && v > version {
+			return format.Newer(path, "format", v, version)
+		}
 		if string(got) != versionText {
 			return fmt.Errorf("%s: %w: %q, this program reads %q", path, storage.ErrFormat,
 				strings.TrimSpace(string(got[:min(len(got), 80)])), strings.TrimSpace(versionText))

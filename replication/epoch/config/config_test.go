@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 func sample() *Config {
@@ -69,9 +71,21 @@ func TestEncoding(t *testing.T) {
 		t.Errorf("a byte too many: %v", err)
 	}
 	newer := bytes.Clone(b)
-	newer[len(magic)] = versionMoves + 1
-	if _, err := Decode(newer); !errors.Is(err, ErrDecode) || !strings.Contains(err.Error(), "newer") {
+	newer[len(magic)] = versionChecked + 1
+	if _, err := Decode(newer); !errors.Is(err, format.ErrNewer) || errors.Is(err, ErrDecode) {
 		t.Errorf("a newer version: %v", err)
+	}
+	// A level that this program doesn't know, in the form that it does: it would do half of what the epoch asks.
+	above := sample()
+	above.FeatureLevel = Level + 1
+	if b, err = above.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Decode(b); !errors.Is(err, format.ErrNewer) || !strings.Contains(err.Error(), fmt.Sprintf("feature level %d, this program knows up to %d", Level+1, Level)) {
+		t.Errorf("a newer feature level: %v", err)
+	}
+	if b[len(magic)] <= versionMoves {
+		t.Errorf("version %d at feature level %d: programs that don't look at the level would take it", b[len(magic)], Level+1)
 	}
 }
 

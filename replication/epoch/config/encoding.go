@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // Hash of a value: SHA-256 of its canonical, uncompressed encoding.
@@ -28,9 +30,12 @@ var ErrDecode = errors.New("not an encoded configuration")
 // what was decided keeps its hash.
 const (
 	magic        = "PEV"
-	versionPlain = 1        // no moves
-	versionMoves = 2        // from LevelMoves on
-	maxBody      = 16 << 20 // of an uncompressed body, against bombs
+	versionPlain = 1 // no moves
+	versionMoves = 2 // from LevelMoves on
+	// From the level after LevelGroups on: the same form. Programs that know no more than LevelGroups didn't
+	// look at the level, but they refuse this version.
+	versionChecked = 3
+	maxBody        = 16 << 20 // of an uncompressed body, against bombs
 )
 
 // Flags of a partition, from versionMoves on.
@@ -42,6 +47,9 @@ const (
 func (p *Partition) busy() bool { return p.Target != nil || p.Abandoned != nil || p.Retired != nil }
 
 func (c *Config) version() byte {
+	if c.FeatureLevel > LevelGroups {
+		return versionChecked
+	}
 	if c.FeatureLevel >= LevelMoves {
 		return versionMoves
 	}
@@ -201,8 +209,11 @@ func Decode(b []byte) (*Config, error) {
 		return nil, fmt.Errorf("%w: it does not begin as one", ErrDecode)
 	}
 	v := b[len(magic)]
-	if v < versionPlain || v > versionMoves {
-		return nil, fmt.Errorf("%w: version %d, this program knows up to %d; a newer program wrote it", ErrDecode, v, versionMoves)
+	switch {
+	case v > versionChecked:
+		return nil, format.Newer("a configuration", "version", uint64(v), versionChecked)
+	case v < versionPlain:
+		return nil, fmt.Errorf("%w: version %d", ErrDecode, v)
 	}
 	size, n := binary.Uvarint(b[len(magic)+1:])
 	if n <= 0 || size > maxBody {
@@ -214,6 +225,10 @@ func Decode(b []byte) (*Config, error) {
 	}
 	r := reader{b: body}
 	c := r.config()
+	if c.FeatureLevel > Level && (r.err == nil || v > versionMoves) {
+		// First of all: what else is in it may be anything. The level is what the body begins with.
+		return nil, format.Newer("a configuration", "feature level", uint64(c.FeatureLevel), Level)
+	}
 	if r.err == nil && len(r.b) != 0 {
 		r.fail("%d bytes too many", len(r.b))
 	}

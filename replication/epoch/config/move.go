@@ -29,6 +29,20 @@ const LevelGroups = 2
 // Level is the highest feature level that this program knows.
 const Level = LevelGroups
 
+// levels says for people what each level brings.
+var levels = [...]string{
+	LevelMoves:  "partitions move: drain, balance, healing, other replicas",
+	LevelGroups: "consumer groups",
+}
+
+// LevelText says what a feature level brings.
+func LevelText(level uint32) string {
+	if level > 0 && int(level) < len(levels) {
+		return levels[level]
+	}
+	return ""
+}
+
 // Moving says that the partition has a target to be carried out.
 func (p *Partition) Moving() bool { return p.Target != nil }
 
@@ -169,7 +183,7 @@ func (c *Config) aim(t *Topic, n int, p *Partition, target []Replica) error {
 		return nil
 	}
 	if c.FeatureLevel < LevelMoves {
-		return invalid("partition %s/%d can't move while the cluster's feature level is %d: level %d is needed, which comes when every broker runs a version that knows it",
+		return invalid("partition %s/%d can't move while the cluster's feature level is %d: level %d is needed",
 			t.Name, n, c.FeatureLevel, LevelMoves)
 	}
 	p.Target = target

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // filled is a disk with a journal that was ended by a power cut after a batch, or closed.
@@ -327,5 +329,85 @@ func mendFrames(data []byte, s salt) {
 		binary.LittleEndian.PutUint32(data[off+4:], crc32.Checksum(data[off+frameHeader:off+frameHeader+n], castagnoli))
 		binary.LittleEndian.PutUint32(data[off+20:], s.sum(data[off:off+20]))
 		off += frameSize(n)
+	}
+}
+
+// What a newer program wrote, whole by its CRCs, is said to be that. Where it is the newest batch it must not be
+// passed over like one that was torn: what Raft promised would be forgotten.
+func TestNewerPrograms(t *testing.T) {
+	t.Parallel()
+	d, _ := filled(t, 5, false)
+	newest := ""
+	for name := range d.names {
+		if strings.HasSuffix(name, segmentSuffix) && name > newest {
+			newest = name
+		}
+	}
+	j, err := Open("/j", testOptions(d.copy()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *segment
+	for _, s := range j.segments {
+		if s.name == newest {
+			last = s
+		}
+	}
+	end, batch, id := int(last.end), j.batch, j.id
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	frame := func(k kind, flags byte, payload []byte) []byte {
+		b := make([]byte, frameSize(len(payload)))
+		binary.LittleEndian.PutUint32(b, uint32(len(payload)))
+		binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(payload, castagnoli))
+		b[16], b[18] = byte(k), flags
+		s := newSalt(id, last.number)
+		stamp(b, &s, batch+1, true)
+		copy(b[frameHeader:], payload)
+		return b
+	}
+	record := binary.AppendUvarint(binary.AppendUvarint(binary.AppendUvarint(nil, 7), 1), flagsKnown+1)
+	add := func(b []byte) func(d *disk) {
+		return func(d *disk) {
+			n := d.names[newest]
+			n.data = append(n.data[:end:end], b...)
+			n.synced = bytes.Clone(n.data)
+		}
+	}
+	file := func(name string, size int) func(d *disk) {
+		return func(d *disk) {
+			b := d.names[name].data
+			copy(b, "PRLYRJ2\n")
+			binary.LittleEndian.PutUint32(b[size-4:], crc32.Checksum(b[:size-4], castagnoli))
+			d.names[name].synced = bytes.Clone(b)
+		}
+	}
+	for name, c := range map[string]struct {
+		write func(d *disk)
+		text  string
+	}{
+		"a kind of frame":   {add(frame(kindEnd+1, 0, []byte("x"))), "kind 4, this program knows up to 3"},
+		"flags of a frame":  {add(frame(kindRecord, 2, record)), "flags 2"},
+		"flags of a record": {add(frame(kindRecord, 0, record)), "flags"},
+		"a segment":         {file(newest, segmentHeader), "format 2, this program knows up to 1"},
+		"the journal":       {file("/j/"+identityFile, identitySize), "format 2, this program knows up to 1"},
+	} {
+		c2 := d.copy()
+		c.write(c2)
+		_, err := Open("/j", testOptions(c2))
+		if !errors.Is(err, format.ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.text) || !strings.Contains(err.Error(), "/j/") {
+			t.Errorf("%s: %v, want ErrNewer with %q", name, err, c.text)
+		}
+	}
+	// The same bytes with a turned bit are what they were before: a torn end.
+	torn := frame(kindEnd+1, 0, []byte("x"))
+	torn[frameHeader] ^= 1
+	c2 := d.copy()
+	add(torn)(c2)
+	if j, err = Open("/j", testOptions(c2)); err != nil {
+		t.Errorf("a torn frame: %v", err)
+	} else if err := j.Close(); err != nil {
+		t.Error(err)
 	}
 }

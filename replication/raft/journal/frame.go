@@ -2,7 +2,10 @@ package journal
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -74,7 +77,20 @@ func parseHeader(b []byte, s *salt) (h header, ok bool) {
 	h = unsealed(b)
 	h.batch = binary.LittleEndian.Uint64(b[8:])
 	h.last = b[17] == 1
-	return h, h.kind >= kindRecord && h.kind <= kindEnd && b[17] <= 1 && b[18] == 0 && b[19] == 0
+	return h, h.kind >= kindRecord && b[17] <= 1
+}
+
+// foreign says what a newer program did that wrote a frame whose CRCs are right. It was written whole, and is no torn
+// end that might be passed over: whoever goes on without it forgets what was promised.
+func foreign(name string, at int64, b []byte) error {
+	where := fmt.Sprintf("raft journal %s: the frame at %d", name, at)
+	switch k := kind(b[16]); {
+	case k > kindEnd:
+		return format.Newer(where, "kind", uint64(k), uint64(kindEnd))
+	case b[18] != 0 || b[19] != 0:
+		return format.Newer(where, "flags", uint64(b[18])|uint64(b[19])<<8, 0)
+	}
+	return nil
 }
 
 // unsealed reads what is set before a batch is stamped.
@@ -98,7 +114,24 @@ func unsealed(b []byte) header {
 //	60 CRC-32C of the 60 bytes before        uint32
 const segmentHeader = 64
 
-const segmentMagic = "PRLYRJ1\n"
+const (
+	segmentText    = "PRLYRJ"
+	segmentVersion = 1
+	segmentMagic   = "PRLYRJ1\n"
+)
+
+// newerFile says that a newer program wrote a file that begins with b, the last four bytes of which are the CRC of
+// the others. However much else of a file's format changes, this must not.
+func newerFile(name string, b []byte) error {
+	n := len(b) - 4
+	if crc32.Checksum(b[:n], castagnoli) != binary.LittleEndian.Uint32(b[n:]) {
+		return nil
+	}
+	if v, ok := format.Text(b, segmentText); ok && v > segmentVersion {
+		return format.Newer("raft journal "+name, "format", v, segmentVersion)
+	}
+	return nil
+}
 
 type opening struct {
 	id, number, previousEnd, floor, batch uint64

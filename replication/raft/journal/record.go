@@ -3,6 +3,8 @@ package journal
 import (
 	"encoding/binary"
 	"errors"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // Key names a replica of a shard.
@@ -80,6 +82,9 @@ func parseRecord(b []byte) (r record, err error) {
 	}
 	r.key = Key{number(), number()}
 	r.flags = number()
+	if err == nil && r.flags&^uint64(flagsKnown) != 0 {
+		return record{}, format.Newer("a record", "flags", r.flags, flagsKnown)
+	}
 	if r.flags&flagState != 0 {
 		r.state = State{number(), number(), number()}
 	}
@@ -103,8 +108,7 @@ func parseRecord(b []byte) (r record, err error) {
 	} else if len(b) > 0 {
 		err = errRecord
 	}
-	if r.flags&^uint64(flagsKnown) != 0 ||
-		r.flags&flagInstall != 0 && r.flags&flagSnapshot == 0 ||
+	if r.flags&flagInstall != 0 && r.flags&flagSnapshot == 0 ||
 		r.flags&(flagReset|flagMoved) != 0 && r.flags&flagEntries == 0 {
 		err = errRecord
 	}

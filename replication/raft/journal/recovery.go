@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/parleymq/parley/replication/format"
 )
 
 // Open opens the journal in a directory that exists, or begins one in an empty one. It reads all of it.
@@ -123,6 +125,9 @@ func (j *Journal) readIdentity() error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
+	if err := newerFile(name, b); err != nil {
+		return err
+	}
 	if n < identitySize || string(b[:8]) != segmentMagic || crc32.Checksum(b[:28], castagnoli) != binary.LittleEndian.Uint32(b[28:]) {
 		return &DamageError{name, 0, "it isn't what a journal has"}
 	}
@@ -179,6 +184,9 @@ func (j *Journal) replay(numbers []uint64) error {
 		b := make([]byte, segmentHeader)
 		if n, err := f.ReadAt(b, 0); n < len(b) && err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("read raft journal segment %s: %w", name, err)
+		}
+		if err := newerFile(name, b); err != nil {
+			return err
 		}
 		o, ok := parseOpening(b)
 		if !ok || o.id != j.id || o.number != number {
@@ -314,6 +322,7 @@ func (j *Journal) frame(s *segment, in *window, off int64) (f found, size int, l
 	case h.batch != j.batch+1:
 		return f, 0, false, fmt.Sprintf("a frame of batch %d comes after batch %d", h.batch, j.batch), nil
 	}
+	newer := foreign(s.name, off, b)
 	payload, err := in.at(off+frameHeader, int(h.length))
 	if err != nil {
 		return f, 0, false, "", err
@@ -324,10 +333,15 @@ func (j *Journal) frame(s *segment, in *window, off int64) (f found, size int, l
 	if crc32.Checksum(payload, castagnoli) != h.payload {
 		return f, 0, false, "a frame's CRC is wrong", nil
 	}
+	if newer != nil {
+		return f, 0, false, "", newer
+	}
 	f = found{kind: h.kind, at: place{s.number32(), uint32(off), uint32(frameSize(int(h.length)))}}
 	switch h.kind {
 	case kindRecord:
-		if f.rec, err = parseRecord(payload); err != nil {
+		if f.rec, err = parseRecord(payload); errors.Is(err, format.ErrNewer) {
+			return f, 0, false, "", fmt.Errorf("raft journal %s at %d: %w", s.name, off, err)
+		} else if err != nil {
 			return f, 0, false, err.Error(), nil
 		}
 		// The payload's memory is used again; entries stay on disk.
