@@ -19,6 +19,12 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 	if from < b.start || from >= b.next {
 		return outOfRange(name, from, b)
 	}
+	if c := m.condemned.Load(); c != nil {
+		if e := c.refuse(name, from); e != nil {
+			return e
+		}
+		b.next, recent = c.limit(from, b.next), nil
+	}
 	want := from
 	var bad error
 	walk := func(data []byte, check bool) bool {

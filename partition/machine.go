@@ -44,6 +44,8 @@ type machine struct {
 	spanBytes int64
 	// restoring: the log is being mended, and takes part in nothing else.
 	restoring bool
+	// restores counts how often that began.
+	restores uint64
 	// ahead: entries up to it may come again, as the newest snapshot may have been newer
 	// than the replicated log knows.
 	ahead uint64
@@ -56,6 +58,9 @@ type machine struct {
 	// failed is why state and store no longer agree: nothing is applied, and no
 	// checkpoint taken, any more.
 	failed error
+	// notes are digests of the state at the newest barriers, newest first: see compare.go.
+	notes      [stateNotes]StateDigest
+	noteBuffer []byte
 	// reused by Apply
 	chunks []storage.Chunk
 	marks  []storage.IndexEntry
@@ -74,6 +79,7 @@ type machine struct {
 	reapplied atomic.Uint64 // entries applied before the first Start of this process
 	started   atomic.Bool
 	damage    atomic.Pointer[Error]
+	condemned atomic.Pointer[condemned] // nil: nothing
 	catching  atomic.Pointer[Restoring] // nil while nothing is being fetched
 }
 
@@ -262,6 +268,7 @@ func (m *machine) apply(e *replication.Entry) error {
 		s.trim(int64(binary.BigEndian.Uint64(body)))
 	case kindBarrier:
 		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
+		m.noteState()
 	case kindGroup:
 		if data, err = s.groups.apply(e.Index, s, body); err != nil {
 			return err

@@ -96,6 +96,12 @@ func (m *machine) fetch(r FetchRequest, buf []byte, name string) (FetchResult, e
 	if r.Offset == b.next {
 		return res, nil
 	}
+	if c := m.condemned.Load(); c != nil {
+		if e := c.refuse(name, r.Offset); e != nil {
+			return res, e
+		}
+		b.next, recent = c.limit(r.Offset, b.next), nil
+	}
 	limit := len(buf) + r.MaxBytes
 	if recent != nil {
 		var err error

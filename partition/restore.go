@@ -120,6 +120,7 @@ func untilStopped(stop <-chan struct{}) (context.Context, func()) {
 func (m *machine) restoreTo(ctx context.Context, f *manifest) error {
 	m.applying.Lock()
 	m.restoring = true
+	m.restores++
 	s := m.state
 	r := &restore{
 		m: m, start: s.start, next: s.next, chain: s.chain, stored: s.stored, marked: s.marked, markedAt: s.markedAt,
@@ -219,5 +220,6 @@ func (m *machine) install(s *state) error {
 	m.show(nil)
 	m.restoring = false
 	m.damage.Store(nil) // what was missing has come
+	m.condemned.Store(nil)
 	return nil
 }

@@ -100,6 +100,11 @@ func (m *machine) supply(q ChunkRequest) ([]byte, error) {
 	case q.To > b.next:
 		return nil, describe(ErrBusy, "the replica has offsets up to %d, not yet up to %d", b.next-1, q.To-1)
 	}
+	c := m.condemned.Load()
+	if e := c.refuse(m.id.String(), q.From); e != nil {
+		return nil, e
+	}
+	q.To = c.limit(q.From, q.To)
 	limit := min(max(q.MaxBytes, 0), MaxSupply)
 	var out []byte
 	var bad error
