@@ -240,7 +240,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, DiskLow: b.space.Low, Logger: b.c.Logger,
 		Limits:     partition.Limits{MaxRecordBytes: int(b.c.MaxRecord) + letterRoom},
-		DeadLetter: b.writeDeadLetters, NoGroups: b.noGroups,
+		DeadLetter: b.writeDeadLetters, NoGroups: b.noGroups, Form: b.stateForm,
 		TailBudget: b.tails,
 		OnLeader: func(l replication.Leadership) {
 			at := s.brokerOf(l.Leader)

@@ -29,6 +29,14 @@ func (b *Broker) noGroups() string {
 	return ""
 }
 
+// stateForm follows the feature level: until it rises, the version before may have to read what is written.
+func (b *Broker) stateForm() partition.Form {
+	if b.epochs.Current().FeatureLevel < config.LevelGroups {
+		return partition.FormChain
+	}
+	return partition.FormGroups
+}
+
 // puller is a member that pulls from a partition.
 type puller struct {
 	part          *partition.Partition

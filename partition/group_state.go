@@ -37,6 +37,13 @@ func (t *groupTable) full(name string) bool {
 	return !known && anchors >= group.MaxGroups
 }
 
+func (t *groupTable) empty() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	groups, anchors := t.s.Len()
+	return groups+anchors == 0
+}
+
 // handled is the lowest offset that some group has not handled.
 func (t *groupTable) handled() (int64, bool) {
 	t.mu.RLock()

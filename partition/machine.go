@@ -31,6 +31,7 @@ type machine struct {
 	clock       func() time.Time
 	log         zerolog.Logger
 	alone       bool
+	form        func() Form
 	diskLow     func() bool // nil: never
 
 	applying sync.Mutex
@@ -99,8 +100,13 @@ func newMachine(c *Config) *machine {
 	if clock == nil {
 		clock = time.Now
 	}
+	form := c.Form
+	if form == nil {
+		form = func() Form { return FormGroups }
+	}
 	return &machine{
-		id: c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, diskLow: c.DiskLow,
+		form: form,
+		id:   c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, diskLow: c.DiskLow,
 		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
 	}
 }
@@ -420,7 +426,7 @@ func (m *machine) Capture() (storage.Checkpoint, error) {
 func (m *machine) capture() storage.Checkpoint {
 	s := m.state
 	return storage.Checkpoint{
-		Log: m.id, Index: s.index, Mark: storage.Mark{Start: s.start, Next: s.next}, State: s.encode(nil),
+		Log: m.id, Index: s.index, Mark: storage.Mark{Start: s.start, Next: s.next}, State: s.encodeAs(nil, m.form()),
 	}
 }
 

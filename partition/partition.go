@@ -115,6 +115,8 @@ type Config struct {
 	DiskLow        func() bool                  // nothing is fetched that this replica lacks; nil: never
 	OnLeader       func(replication.Leadership) // must not block
 	DeadLetter     DeadLetterFunc               // nil: what is dead waits for a leader that has one
+	// Form is the newest form of a state that all brokers of the cluster read; nil: FormGroups. It must not block.
+	Form func() Form
 	// NoGroups says why nothing about groups may be written to the log yet, "" when it may; nil: it may. It must not block.
 	NoGroups func() string
 	Logger   zerolog.Logger

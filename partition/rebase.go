@@ -16,6 +16,7 @@ func Rebase(cp storage.Checkpoint) (storage.Checkpoint, error) {
 		return cp, fmt.Errorf("rebase checkpoint of log %s: %w", cp.Log, err)
 	}
 	s.index, s.term, s.counter = 0, 0, 0
-	cp.Index, cp.State = 0, s.encode(nil)
+	form := Form(cp.State[0]) // as it was written: the cluster's feature level is what it was
+	cp.Index, cp.State = 0, s.encodeAs(nil, max(form, FormChain))
 	return cp, nil
 }

@@ -77,7 +77,7 @@ func (m *machine) PrepareSnapshot() (any, error) {
 	}
 	s := m.state
 	return &snapshotPoint{
-		encoded: s.encode(nil), start: s.start, next: s.next, stored: s.stored, chain: s.chain, index: s.index,
+		encoded: s.encodeAs(nil, m.form()), start: s.start, next: s.next, stored: s.stored, chain: s.chain, index: s.index,
 	}, nil
 }
 

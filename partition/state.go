@@ -129,6 +129,17 @@ func (s *state) trim(to int64) {
 	s.groups.trim(s.start)
 }
 
+// A Form is the version of an encoded state, which checkpoints and snapshots hold. Brokers of a version that knows no
+// more than an older one may get it: by a snapshot, or when they are put back in the place of a newer one.
+type Form byte
+
+const (
+	// FormChain has no groups: where there are none, they aren't missed.
+	FormChain Form = stateGroupless
+	// FormGroups is what this version writes where nobody says otherwise.
+	FormGroups Form = stateVersion
+)
+
 const (
 	stateVersion = 3
 	// stateGroupless had no groups.
@@ -138,14 +149,25 @@ const (
 	stateUnchained = 1
 )
 
-// encode writes what a checkpoint keeps; docs/format/partition.md describes it.
-func (s *state) encode(b []byte) []byte {
-	b = append(b, stateVersion)
+// encode is encodeAs in the newest form.
+func (s *state) encode(b []byte) []byte { return s.encodeAs(b, stateVersion) }
+
+// encodeAs writes what a checkpoint keeps; docs/format/partition.md describes it. Where the form has no room for what
+// the state holds, it is a newer one: then the log holds it, too, and whoever reads that log knows the newer form.
+func (s *state) encodeAs(b []byte, f Form) []byte {
+	if f != FormChain || !s.groups.empty() {
+		f = FormGroups
+	}
+	b = append(b, byte(f))
 	for _, v := range []uint64{s.index, s.term, s.counter, s.barrier, uint64(s.logTime), uint64(s.start), uint64(s.next),
 		uint64(s.stored), uint64(s.marked), uint64(s.markedAt), s.chain} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
-	return s.groups.encode(s.producers.encode(b))
+	b = s.producers.encode(b)
+	if f < FormGroups {
+		return b
+	}
+	return s.groups.encode(b)
 }
 
 func decodeState(b []byte) (*state, error) {

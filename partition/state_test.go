@@ -10,7 +10,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/parleymq/parley/partition/group"
 	"github.com/parleymq/parley/partition/record"
+	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication"
 )
 
@@ -117,6 +119,69 @@ func TestStateSurvivesItsEncoding(t *testing.T) {
 	s.chain = 0
 	if got, err = decodeState(unchained(s)); err != nil || !bytes.Equal(got.encode(nil), s.encode(nil)) {
 		t.Fatalf("a state without a chain: %v", err)
+	}
+}
+
+// TestFormOfAState: an older form is written as long as it holds all of the state, and read as what was written. Whoever
+// knows only that form finds its number, and nothing that it doesn't know.
+func TestFormOfAState(t *testing.T) {
+	t.Parallel()
+	s := newState()
+	s.index, s.term, s.next, s.chain = 9, 8, 40, 77
+	newest := s.encode(nil)
+	old := s.encodeAs(nil, FormChain)
+	if old[0] != stateGroupless || len(old) >= len(newest) {
+		t.Fatalf("version %d with %d bytes, the newest has %d", old[0], len(old), len(newest))
+	}
+	got, err := decodeState(old)
+	if err != nil || !bytes.Equal(got.encode(nil), newest) {
+		t.Fatalf("read again: %v", err)
+	}
+	var e group.Entry
+	e.Reset(nil)
+	e.Delete("none") // applied to nothing, it leaves nothing
+	if _, err := s.groups.apply(1, s, e.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if b := s.encodeAs(nil, FormChain); b[0] != stateGroupless {
+		t.Errorf("version %d without groups", b[0])
+	}
+	e.Reset(nil)
+	e.Make("g", &group.Options{Mode: group.Exclusive, SessionMS: 10_000}, 0)
+	if _, err := s.groups.apply(2, s, e.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	b := s.encodeAs(nil, FormChain)
+	if got, err = decodeState(b); err != nil || b[0] != stateVersion || got.groups.empty() {
+		t.Errorf("version %d: groups were left out: %v", b[0], err)
+	}
+	cp, err := Rebase(storage.Checkpoint{State: old})
+	if err != nil || cp.State[0] != stateGroupless {
+		t.Errorf("rebased: version %d, %v", cp.State[0], err)
+	}
+}
+
+// TestFormsOnTheWire: replicas of a cluster that writes the older form, and of one that writes the newer, get one
+// another's snapshots, whichever is behind.
+func TestFormsOnTheWire(t *testing.T) {
+	t.Parallel()
+	log := plainLog(t, 200, "a", "b")
+	for _, forms := range [][2]Form{{FormChain, FormGroups}, {FormGroups, FormChain}, {FormChain, FormChain}} {
+		source, laggard := machineAt(t, log, len(log)), machineAt(t, log, 50)
+		source.form, laggard.form = func() Form { return forms[0] }, func() Form { return forms[1] }
+		snap := mustSnapshot(t, source)
+		if state := snap[9:]; state[0] != byte(forms[0]) { // behind the magic, the version and the length
+			t.Errorf("the snapshot's state is version %d, want %d", state[0], forms[0])
+		}
+		laggard.recover(t, snap, &sources{of: map[uint64]*machine{1: source}})
+		alike(t, laggard, source)
+		cp, found := laggard.checkpoints.Load(laggard.id)
+		if !found || cp.State[0] != byte(forms[1]) {
+			t.Errorf("checkpoint %v of version %d, want %d", found, cp.State[0], forms[1])
+		}
+		if s, err := decodeState(cp.State); err != nil || !bytes.Equal(s.encode(nil), source.state.encode(nil)) {
+			t.Errorf("the checkpoint is another state: %v", err)
+		}
 	}
 }
 
