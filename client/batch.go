@@ -115,8 +115,8 @@ var letterLimits = record.Limits{
 	MaxHeaders:     record.MaxSentHeaders + record.AddedHeaders,
 }
 
-func newBatch(codec Codec, limits record.Limits) *batch {
-	return &batch{builder: record.NewBuilder(codec, limits)}
+func newBatch(codec Codec) *batch {
+	return &batch{builder: record.NewBuilder(codec, batchLimits)}
 }
 
 // reuse makes a settled batch as good as new, keeping its memory.

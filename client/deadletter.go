@@ -3,10 +3,14 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/partition/record"
 )
 
 // In a shared group a partition's leader writes dead letters. In an exclusive one the member does, in the same form, and until
@@ -53,44 +57,97 @@ func (s *Subscription) deadLetterTopic() string {
 	return "dlq-" + s.topic + "-" + s.group
 }
 
-// deadLetter writes one record to the dead-letter topic, which it makes when it isn't there.
+// deadLetter writes one record to the dead-letter topic, which it makes when it isn't there. The letter is a batch of its
+// own with a message id made of where the record is, as the brokers write letters too: one that is written again,
+// after an answer that was lost or by the next member, is there once within the window of message ids. So no Producer
+// sends it: its numbers would have gaps where a letter was there already.
 func (s *Subscription) deadLetter(ctx context.Context, m *Message, reason string) error {
-	p, err := s.letterWriter(ctx)
+	ctx, cancel := context.WithTimeout(ctx, letterTime)
+	defer cancel()
+	topic := s.deadLetterTopic()
+	view, err := s.letterView(ctx, topic)
 	if err != nil {
 		return err
 	}
-	r := Record{Key: m.Key, Value: m.Value, Timestamp: m.Timestamp, Headers: make([]Header, 0, len(m.Headers)+7)}
-	r.Headers = append(r.Headers, m.Headers...)
-	r.Headers = append(r.Headers,
+	r := record.Record{Key: m.Key, Value: m.Value, Timestamp: m.Timestamp.UnixMilli(), Headers: s.letterHeaders(m, reason)}
+	builder := record.NewBuilder(record.None, letterLimits)
+	if err := builder.Append(&r); err != nil {
+		return fmt.Errorf("make a dead letter: %w", err)
+	}
+	batch, err := builder.Finish(nil, record.NoProducer)
+	if err != nil {
+		return fmt.Errorf("make a dead letter: %w", err)
+	}
+	number := int32(0)
+	if m.Key != nil {
+		number = record.PartitionOf(m.Key, view.partitions.Load())
+	}
+	ack, err := tryOn(ctx, s.c.publishes.to(view, number), wire.PartitionSubject(wire.PubPrefix, topic, number), batch, s.c.cfg.requestTimeout,
+		func(out *wire.PubAck) *Error { return out.Error })
+	if e := asError(err); e != nil {
+		s.c.topics.stale()
+		if e.Reason == wire.ReasonTopicNotFound {
+			s.forgetLetters(view) // the next try makes it anew
+		}
+	}
+	if err == nil && ack.Duplicate {
+		s.c.cfg.log("a dead letter was there already", "topic", m.Topic, "partition", m.Partition, "offset", m.Offset, "group", s.group)
+	}
+	return err
+}
+
+// letterHeaders are the dead letter's own, then the record's. The record's message id is kept under another
+// name, and what it has of an earlier life as a dead letter is left out.
+func (s *Subscription) letterHeaders(m *Message, reason string) []Header {
+	h := make([]Header, 0, len(m.Headers)+8)
+	h = append(h,
+		Text(wire.HeaderMsgID, fmt.Sprintf("%s/%s/%d/%d", s.group, m.Topic, m.Partition, m.Offset)),
 		Text(wire.HeaderTopic, m.Topic), Text(wire.HeaderPart, strconv.Itoa(int(m.Partition))),
 		Text(wire.HeaderOffset, strconv.FormatInt(m.Offset, 10)), Text(wire.HeaderDeliveries, strconv.Itoa(int(m.Deliveries))),
 		Text(wire.HeaderGroup, s.group), Text(wire.HeaderReason, brief(reason, maxReason)),
 		Text(wire.HeaderTime, m.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z07:00")))
-	_, err = p.Publish(ctx, r)
-	return err
+	kept := false
+	for i := range m.Headers {
+		kept = kept || strings.EqualFold(string(m.Headers[i].Key), wire.HeaderOriginalID)
+	}
+	for _, o := range m.Headers {
+		switch name := string(o.Key); {
+		case strings.EqualFold(name, wire.HeaderMsgID):
+			if !kept {
+				h = append(h, Header{Key: []byte(wire.HeaderOriginalID), Value: o.Value})
+				kept = true
+			}
+		case slices.ContainsFunc(ownHeaders, func(own string) bool { return strings.EqualFold(name, own) }):
+		default:
+			h = append(h, o)
+		}
+	}
+	return h
+}
+
+// ownHeaders make a record a dead letter.
+var ownHeaders = []string{
+	wire.HeaderTopic, wire.HeaderPart, wire.HeaderOffset, wire.HeaderDeliveries, wire.HeaderGroup, wire.HeaderReason, wire.HeaderTime,
 }
 
 // maxReason bounds the text in a dead letter. All of its headers have to fit into record.AddedBytes.
 const maxReason = 2048
 
-// ofLetters makes a Producer of dead letters.
-func ofLetters(c *producerConfig) error { c.limits = letterLimits; return nil }
+// letterTime is how long one try to write a dead letter takes at most; others follow.
+const letterTime = 10 * time.Second
 
-// letterWriter returns the Producer for dead letters. Only one goroutine a tenure asks.
-func (s *Subscription) letterWriter(ctx context.Context) (*Producer, error) {
+// letterView returns the dead-letter topic, which it makes when it isn't there.
+func (s *Subscription) letterView(ctx context.Context, topic string) (*topicView, error) {
 	s.mu.Lock()
-	p := s.letters
+	v := s.letters
 	s.mu.Unlock()
-	if p != nil {
-		return p, nil
+	if v != nil {
+		return v, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
-	defer cancel()
-	topic := s.deadLetterTopic()
-	p, err := s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords), ofLetters)
+	v, err := s.c.topics.use(ctx, topic)
 	if errors.Is(err, ErrTopicNotFound) {
 		if _, err = s.c.CreateTopic(ctx, TopicSpec{Name: topic, Partitions: 1}); err == nil || errors.Is(err, ErrTopicExists) {
-			p, err = s.c.NewProducer(ctx, topic, GiveUp(letterGiveUp), Buffer(minBufferBytes, DefaultBufferRecords), ofLetters)
+			v, err = s.c.topics.use(ctx, topic)
 		}
 	}
 	if err != nil {
@@ -99,14 +156,28 @@ func (s *Subscription) letterWriter(ctx context.Context) (*Producer, error) {
 	s.mu.Lock()
 	other := s.letters
 	if other == nil {
-		s.letters = p
+		s.letters = v
 	}
 	s.mu.Unlock()
 	if other != nil {
-		return other, p.Close(ctx)
+		s.c.topics.release(v)
+		return other, nil
 	}
-	return p, nil
+	return v, nil
 }
 
-// letterGiveUp is how long one try to write a dead letter takes; others follow.
-const letterGiveUp = 10 * time.Second
+// forgetLetters lets go of the dead-letter topic; nil stands for whichever it is.
+func (s *Subscription) forgetLetters(v *topicView) {
+	s.mu.Lock()
+	if v == nil {
+		v = s.letters
+	}
+	same := v != nil && s.letters == v
+	if same {
+		s.letters = nil
+	}
+	s.mu.Unlock()
+	if same {
+		s.c.topics.release(v)
+	}
+}

@@ -246,6 +246,84 @@ func TestLargestRecordsAsDeadLetters(t *testing.T) {
 	}
 }
 
+// A member that wrote dead letters and stopped before its position moved is followed by one that ends the same records:
+// they have message ids made of where they are, so each is in the dead-letter topic once.
+func TestDeadLettersOfAFollowerAreTheSame(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t)
+	c := connect(t, b.URL())
+	ctx := deadline(t)
+	createTopic(t, c, "jobs", 1)
+	p, err := c.NewProducer(ctx, "jobs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 20
+	for i := range n {
+		r := client.Record{Key: fmt.Append(nil, i), Value: fmt.Append(nil, i), Headers: []client.Header{
+			client.Text(wire.HeaderMsgID, fmt.Sprint("own-", i)), client.Text(wire.HeaderReason, "of an earlier life"), client.Text("Trace", "abc"),
+		}}
+		if _, err := p.Publish(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	member := func() *client.Subscription {
+		s, err := c.Subscribe(ctx, "jobs", "g", func(context.Context, *client.Message) error { return client.Terminate("no good") }, client.ManualCommit())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	read := func() (all []client.Message) {
+		r, err := c.NewReader(ctx, "dlq-jobs-g", client.UntilEnd())
+		if err != nil {
+			return nil // not made yet
+		}
+		for m, err := range r.Messages(ctx) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, m.Clone())
+		}
+		_ = r.Close(ctx)
+		return all
+	}
+	first := member()
+	brokertest.Eventually(t, "all are dead letters", func() bool { return len(read()) == n })
+	if err := first.Close(ctx); err != nil { // without a commit
+		t.Fatal(err)
+	}
+	second := member()
+	brokertest.Eventually(t, "the next member is past them", func() bool {
+		if err := second.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		d, err := c.DescribeGroup(ctx, "jobs", "g")
+		return err == nil && d.Lag == 0
+	})
+	if dead := second.Stats().Dead; dead != n {
+		t.Errorf("the next member ended %d records, want all %d again", dead, n)
+	}
+	all := read()
+	if len(all) != n {
+		t.Errorf("%d letters of %d records", len(all), n)
+	}
+	for i := range all {
+		m := &all[i]
+		got := map[string][]string{}
+		for _, h := range m.Headers {
+			got[string(h.Key)] = append(got[string(h.Key)], string(h.Value))
+		}
+		for key, want := range map[string]string{
+			wire.HeaderMsgID: fmt.Sprintf("g/jobs/0/%d", m.Offset), wire.HeaderOriginalID: fmt.Sprintf("own-%d", m.Offset), wire.HeaderReason: "no good", "Trace": "abc",
+		} {
+			if !slices.Equal(got[key], []string{want}) {
+				t.Errorf("letter %d: header %s is %q, want %q", m.Offset, key, got[key], want)
+			}
+		}
+	}
+}
+
 // Failures in a group: back-off, dead letters with their reason, redrive.
 func TestGroupDeadLetters(t *testing.T) {
 	t.Parallel()

@@ -61,6 +61,7 @@ type modelPartition struct {
 	log       []modelRecord // log[0] has offset start
 	batches   []modelBatch
 	producers map[int64]*modelProducer
+	ids       map[string]int64 // message ids of records that no producer numbered
 }
 
 type modelRecord struct {
@@ -90,7 +91,7 @@ func newModel(seed uint64, f faults, topics map[string]int) *model {
 	}
 	for name, n := range topics {
 		for range n {
-			m.parts[name] = append(m.parts[name], &modelPartition{producers: map[int64]*modelProducer{}})
+			m.parts[name] = append(m.parts[name], &modelPartition{producers: map[int64]*modelProducer{}, ids: map[string]int64{}})
 		}
 	}
 	return m
@@ -338,8 +339,25 @@ func (p *modelPartition) publish(topic string, n int32, data []byte, poison stri
 	}
 	id, count := b.Producer(), int32(b.Count())
 	ack := wire.PubAck{Topic: topic, Partition: n, Epoch: 1}
+	var it record.Iterator
+	if err := it.Reset(b, record.DefaultLimits); err != nil {
+		panic(err)
+	}
 	pr := p.producers[id.ID]
 	switch {
+	case id == record.NoProducer: // one record, known by its message id
+		it.Next()
+		for _, h := range it.Record().Headers {
+			if string(h.Key) != wire.HeaderMsgID {
+				continue
+			}
+			if at, ok := p.ids[string(h.Value)]; ok {
+				ack.Offset, ack.Duplicate = at, true
+				return jsonReply(ack)
+			}
+			p.ids[string(h.Value)] = p.next()
+		}
+		pr = &modelProducer{}
 	case pr == nil && id.Sequence != 0:
 		return refusal(409, wire.ReasonUnknownProducer, true, OutcomeRejected)
 	case pr != nil && id.Epoch < pr.epoch:
@@ -366,7 +384,6 @@ func (p *modelPartition) publish(topic string, n int32, data []byte, poison stri
 	}
 	ack.Offset = p.next()
 	b.Stamp(ack.Offset, 1)
-	var it record.Iterator
 	if err := it.Reset(b, record.DefaultLimits); err != nil {
 		panic(err)
 	}

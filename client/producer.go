@@ -25,7 +25,6 @@ type producerConfig struct {
 	bufferBytes   int
 	bufferRecords int
 	failWhenFull  bool
-	limits        record.Limits
 }
 
 // Defaults and bounds of a Producer.
@@ -158,7 +157,6 @@ func (c *Client) NewProducer(ctx context.Context, topic string, opts ...Producer
 		giveUp:        DefaultGiveUp,
 		bufferBytes:   DefaultBufferBytes,
 		bufferRecords: DefaultBufferRecords,
-		limits:        batchLimits,
 	}
 	for _, o := range opts {
 		if err := o(&cfg); err != nil {
@@ -177,7 +175,7 @@ func (c *Client) NewProducer(ctx context.Context, topic string, opts ...Producer
 		budget: budget{maxBytes: cfg.bufferBytes, maxRecords: cfg.bufferRecords, fail: cfg.failWhenFull},
 		stop:   make(chan struct{}), ended: make(chan struct{}),
 	}
-	p.pool.New = func() any { return newBatch(cfg.codec, cfg.limits) }
+	p.pool.New = func() any { return newBatch(cfg.codec) }
 	p.sticky.Store(AnyPartition)
 	p.lanes.Store(new([]*lane))
 	if err := c.join(p); err != nil {
@@ -229,7 +227,7 @@ func (p *Producer) send(ctx context.Context, r *Record, fn func(Ack, error)) (Fu
 		rec.Timestamp = now.UnixMilli()
 	}
 	size := rec.Size()
-	if most := p.cfg.limits.MaxRecordBytes; size > most {
+	if most := batchLimits.MaxRecordBytes; size > most {
 		return Future{}, tooLarge(fmt.Errorf("%w: %d bytes of key, value and headers, at most %d are allowed",
 			record.ErrRecordTooLarge, size, most))
 	}

@@ -59,7 +59,7 @@ type Subscription struct {
 	agreed     atomic.Pointer[wire.GroupOptions] // of the group, as the anchor has them
 	err        error                             // guarded by mu; why it ended
 	closed     error                             // guarded by mu; what Close returned
-	letters    *Producer                         // guarded by mu; writes dead letters, nil before the first
+	letters    *topicView                        // guarded by mu; the dead-letter topic, nil before the first one
 }
 
 type counts struct {
@@ -372,12 +372,7 @@ func (s *Subscription) shut(ctx context.Context) {
 	// 3. The group.
 	s.goodbye(ctx)
 	s.end()
-	s.mu.Lock()
-	letters := s.letters
-	s.mu.Unlock()
-	if letters != nil {
-		err = errors.Join(err, letters.Close(ctx))
-	}
+	s.forgetLetters(nil)
 	s.c.leave(s)
 	s.c.topics.release(s.view)
 	s.mu.Lock()
