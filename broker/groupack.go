@@ -216,13 +216,22 @@ func (b *Broker) settle(g *gathered) {
 		if g.part == nil && !b.findLeader(ctx, g) {
 			return
 		}
-		refused, err := g.part.AckGroup(ctx, g.group, "", g.items)
+		take := g.part.AckGroup
+		if !g.awaited() {
+			take = g.part.AckGroupSoon
+		}
+		refused, err := take(ctx, g.group, "", g.items)
 		if err == nil || try == appendTries || !errors.Is(err, partition.ErrNotLeader) {
 			b.tellSettled(g, refused, err)
 			return
 		}
 		g.part = nil // leadership moved while they were on their way
 	}
+}
+
+// awaited tells whether somebody wants to hear that the acks are committed.
+func (g *gathered) awaited() bool {
+	return slices.ContainsFunc(g.from, func(m interest.Message) bool { return len(m.Reply) > 0 })
 }
 
 // findLeader finds out who takes the acks. False: nothing is left to do here, they

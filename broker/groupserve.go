@@ -151,7 +151,11 @@ func (c *groupCall) ack() error {
 			items[i].DelayMS = -1
 		}
 	}
-	refused, err := c.part.AckGroup(c.ctx, q.Group, q.Member, items)
+	take := c.part.AckGroup
+	if q.Gather {
+		take = c.part.AckGroupSoon
+	}
+	refused, err := take(c.ctx, q.Group, q.Member, items)
 	if err != nil {
 		return err
 	}

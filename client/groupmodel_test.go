@@ -167,6 +167,9 @@ func (m *model) group(subject string, data []byte) reply {
 	case wire.GroupAck:
 		var q wire.GroupAckRequest
 		decode(&q)
+		if q.Gather {
+			m.unhurried++
+		}
 		g := m.groupOf(topic, n, q.Group, wire.GroupOptions{Mode: wire.ModeShared})
 		return g.ack(m, &q, now)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,10 @@ import (
 // ackEvery is how long acks of a shared group gather. While a request with some is under way the next ones
 // gather anyway.
 const ackEvery = 2 * time.Millisecond
+
+// maxAckRequests of a partition are under way in a key-ordered group: an ack frees its key for the next record as soon as the
+// leader has it, and is answered when it is committed.
+const maxAckRequests = 8
 
 // endPatience bounds the last commit or acks of a tenure: what isn't known then is delivered again.
 const endPatience = 5 * time.Second
@@ -214,11 +219,26 @@ func (t *tenure) upheld(sent time.Time, wanted bool, err error) error {
 	return err
 }
 
+// ackAnswer is what became of one request with acks.
+type ackAnswer struct {
+	items, again []wire.GroupAckItem
+	refused, err error
+}
+
 // keepDeliveries sends acks, and extends what is in hand.
 func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 	s := t.s
+	most := 1 // what is settled meanwhile gathers
+	if s.cfg.group.Mode == wire.ModeKeyOrdered {
+		most = maxAckRequests
+	}
 	var pending []wire.GroupAckItem // to be sent, or sent again
+	answers := make(chan ackAnswer, most)
+	under := 0 // requests
+	var requests sync.WaitGroup
+	defer requests.Wait()
 	var flushes []chan error
+	flushing := false  // what the flushes wait for is under way: nothing follows it
 	var last time.Time // acks
 	extended := time.Now()
 	var refused error // of what the flushes wait for
@@ -226,15 +246,18 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 	defer timer.Stop()
 	var until time.Time // zero: not finishing
 	tries := 0
+	var retryAt time.Time
 	for {
 		if t.lost.Load() {
 			answer(flushes, ErrLost)
 			return
 		}
-		t.mu.Lock()
-		flushes = append(flushes, t.flushes...)
-		t.flushes = nil
-		t.mu.Unlock()
+		if !flushing {
+			t.mu.Lock()
+			flushes = append(flushes, t.flushes...)
+			t.flushes = nil
+			t.mu.Unlock()
+		}
 		now := time.Now()
 		every := s.ackWait() / 3
 		wait := every - now.Sub(extended)
@@ -242,55 +265,78 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 			extended, wait = now, every
 			t.extend(now)
 		}
-		if t.touched.Load() || len(pending) > 0 || len(flushes) > 0 || !until.IsZero() {
-			if gap := ackEvery - now.Sub(last); gap > 0 && until.IsZero() && len(flushes) == 0 {
+		hurry := len(flushes) > 0 || !until.IsZero()
+		if t.touched.Load() || len(pending) > 0 || hurry {
+			gap := ackEvery - now.Sub(last)
+			if hurry && tries == 0 {
+				gap = 0
+			}
+			gap = max(gap, retryAt.Sub(now))
+			switch {
+			case flushing || under == most:
+			case gap > 0:
 				wait = min(wait, gap)
-			} else {
+			default:
 				t.touched.Store(false)
 				pending = t.settledItems(pending)
 				last = now
-				if len(pending) > 0 {
-					again, late, err := t.ack(pending)
-					switch {
-					case err == nil:
-						tries = 0
-						n := copy(pending, pending[min(len(pending), wire.MaxAckItems):])
-						pending = append(pending[:n], again...)
-						refused = errors.Join(refused, late)
-					case t.lost.Load():
-						continue
-					default:
-						tries++
-						pending = withoutReturns(pending)
-					}
+				for under < most && len(pending) > 0 {
+					n := min(len(pending), wire.MaxAckItems)
+					items := slices.Clone(pending[:n])
+					pending = append(pending[:0], pending[n:]...)
+					under++
+					requests.Go(func() {
+						again, late, err := t.ack(items, !hurry)
+						answers <- ackAnswer{items, again, late, err}
+					})
 				}
-				if len(pending) == 0 {
-					answer(flushes, refused)
-					flushes, refused = nil, nil
-					if !until.IsZero() && !t.touched.Load() {
-						return
-					}
-				}
-				if !until.IsZero() && now.After(until) {
-					answer(flushes, errors.New("acks could not be sent"))
+				flushing = len(flushes) > 0 && len(pending) == 0
+			}
+			if under == 0 && len(pending) == 0 && (len(flushes) == 0 || flushing) {
+				answer(flushes, refused)
+				flushes, refused, flushing = nil, nil, false
+				if !until.IsZero() && !t.touched.Load() {
 					return
 				}
-				if t.touched.Load() || len(pending) > 0 || !until.IsZero() {
+				if !until.IsZero() || t.touched.Load() {
 					wait = min(wait, ackEvery)
 				}
 			}
+			if !until.IsZero() && now.After(until) {
+				answer(flushes, errors.New("acks could not be sent"))
+				return
+			}
+			if !until.IsZero() {
+				wait = min(wait, time.Until(until)+time.Millisecond)
+			}
 		}
-		if tries > 0 {
-			wait = backoff(tries - 1)
-		}
-		timer.Reset(wait)
 		wake := t.wake
-		if tries > 0 {
-			wake = nil // it is no reason to hurry
+		if pause := retryAt.Sub(now); pause > 0 {
+			wake, wait = nil, min(wait, pause) // it is no reason to hurry
 		}
+		if under == most {
+			wake = nil
+		}
+		timer.Reset(max(wait, 0))
 		select {
 		case <-wake:
 		case <-timer.C:
+		case a := <-answers:
+			under--
+			if a.err != nil {
+				tries++
+				retryAt = time.Now().Add(backoff(tries - 1))
+				pending = append(withoutReturns(a.items), pending...)
+				flushing = false
+				break
+			}
+			tries, retryAt = 0, time.Time{}
+			if len(flushes) > 0 {
+				refused = errors.Join(refused, a.refused)
+			}
+			if len(a.again) > 0 {
+				pending, flushing = append(pending, a.again...), false
+			}
 		case <-finish:
 			finish, until = nil, time.Now().Add(endPatience)
 		}
@@ -358,10 +404,9 @@ func (d detail) wireDelay() int64 {
 
 // ack sends acks, at most as many as one request takes. refused is about those that came too late. A leader takes or refuses
 // an item as a whole, so of a range that it refused both halves are to be sent again.
-func (t *tenure) ack(items []wire.GroupAckItem) (again []wire.GroupAckItem, refused, err error) {
+func (t *tenure) ack(items []wire.GroupAckItem, gather bool) (again []wire.GroupAckItem, refused, err error) {
 	s := t.s
-	items = items[:min(len(items), wire.MaxAckItems)]
-	out, err := t.sendAcks(items)
+	out, err := t.sendAcks(items, gather)
 	if err != nil {
 		e := asError(err)
 		var none patience
@@ -389,9 +434,9 @@ func (t *tenure) ack(items []wire.GroupAckItem) (again []wire.GroupAckItem, refu
 	return again, refused, nil
 }
 
-func (t *tenure) sendAcks(items []wire.GroupAckItem) (wire.GroupAcked, error) {
+func (t *tenure) sendAcks(items []wire.GroupAckItem, gather bool) (wire.GroupAcked, error) {
 	return groupAsk(context.Background(), t.s, wire.GroupAck, t.c.partition,
-		wire.GroupAckRequest{Group: t.s.group, Member: t.s.id, Items: items}, 0,
+		wire.GroupAckRequest{Group: t.s.group, Member: t.s.id, Items: items, Gather: gather}, 0,
 		func(out *wire.GroupAcked) *Error { return out.Error })
 }
 
@@ -436,7 +481,7 @@ func (t *tenure) extend(now time.Time) {
 	}
 	t.mu.Unlock()
 	for len(items) > 0 {
-		out, err := t.sendAcks(items[:min(len(items), wire.MaxAckItems)])
+		out, err := t.sendAcks(items[:min(len(items), wire.MaxAckItems)], false)
 		if err != nil {
 			return // the acks meet the same trouble, and say so
 		}

@@ -39,6 +39,9 @@ type model struct {
 	hold   bool                   // set by a request that waits
 	wakes  bool                   // a fetch at the end of the log is answered as soon as there is more
 
+	slowAcks                      time.Duration // until an ack, which counts at once, is answered
+	acking, mostAcking, unhurried int           // acks that are not answered; that nobody waits for
+
 	metadata func(wire.MetadataRequest) ([]wire.BrokerAddress, map[string][]string) // of a modelCluster
 }
 
@@ -184,11 +187,29 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 			if strings.HasPrefix(subject, wire.FetchPrefix) && len(r.data) == 0 && !m.wakes {
 				wait += modelFetchWait
 			}
-			time.AfterFunc(wait, func() { m.answer(token, conn, r) })
+			slow := m.slow(subject)
+			time.AfterFunc(wait+slow, func() {
+				if slow > 0 {
+					m.mu.Lock()
+					m.acking--
+					m.mu.Unlock()
+				}
+				m.answer(token, conn, r)
+			})
 		}
 	}
 	time.AfterFunc(m.wait(), func() { arrives = time.Now(); attempt() })
 	return token, nil
+}
+
+// slow is what the answer to an ack takes longer. m.mu is held.
+func (m *model) slow(subject string) time.Duration {
+	if m.slowAcks == 0 || !strings.HasPrefix(subject, wire.GroupAck) {
+		return 0
+	}
+	m.acking++
+	m.mostAcking = max(m.mostAcking, m.acking)
+	return m.slowAcks
 }
 
 func (m *model) answer(token uint64, conn int, r reply) {

@@ -57,7 +57,10 @@ func (gl *groupLead) gather() *groupEntry {
 }
 
 // mark notes that the group's dispatcher or coordinator has something to commit, and returns what to wait for. mu is held.
-func (gl *groupLead) mark(g *ledGroup) *flush {
+func (gl *groupLead) mark(g *ledGroup) *flush { return gl.markBy(g, 0) }
+
+// markBy is mark for what may wait so many ms for more. mu is held.
+func (gl *groupLead) markBy(g *ledGroup, ms int64) *flush {
 	if g.gathering == nil {
 		g.gathering = &flush{done: make(chan struct{})}
 	}
@@ -67,6 +70,13 @@ func (gl *groupLead) mark(g *ledGroup) *flush {
 		close(f.done)
 		return f
 	}
+	due := gl.p.now() + ms
+	if len(gl.dirty) == 0 || due < gl.dueAt {
+		gl.dueAt = due
+		if ms > 0 && gl.sent == nil {
+			gl.wake()
+		}
+	}
 	if !g.isDirty {
 		g.isDirty = true
 		gl.dirty = append(gl.dirty, g)
@@ -75,9 +85,9 @@ func (gl *groupLead) mark(g *ledGroup) *flush {
 	return f
 }
 
-// propose sends the next entry unless one is in flight. mu is held.
+// propose sends the next entry unless one is in flight, or all that it would hold may wait. mu is held.
 func (gl *groupLead) propose() {
-	if gl.sent != nil || gl.over != nil || gl.open == nil && len(gl.dirty) == 0 {
+	if gl.sent != nil || gl.over != nil || gl.open == nil && (len(gl.dirty) == 0 || gl.dueAt > gl.p.now()) {
 		return
 	}
 	e := gl.gather()

@@ -342,14 +342,28 @@ func (gl *groupLead) feed(g *ledGroup) *Error {
 // the records under the token. Errors concern
 // all items: not_leader, group_not_found, bad_request, unavailable (outcome unknown: ack again).
 func (p *Partition) AckGroup(ctx context.Context, name, member string, items []group.AckItem) ([]group.Refusal, error) {
-	refused, err := p.ackGroup(ctx, name, member, items)
+	refused, err := p.ackGroup(ctx, name, member, items, 0)
 	if err != nil {
 		return refused, err
 	}
 	return refused, nil
 }
 
-func (p *Partition) ackGroup(ctx context.Context, name, member string, items []group.AckItem) ([]group.Refusal, *Error) {
+// AckGroupSoon is AckGroup for acks that nobody waits for: few of them wait for more, a moment, before they are
+// committed. To the dispatcher they count at once: the next record of a key is not kept waiting.
+func (p *Partition) AckGroupSoon(ctx context.Context, name, member string, items []group.AckItem) ([]group.Refusal, error) {
+	wait := int64(ackGatherMS)
+	if slices.ContainsFunc(items, func(it group.AckItem) bool { return it.Kind != group.Ack }) {
+		wait = 0 // what comes back goes out again when that is committed
+	}
+	refused, err := p.ackGroup(ctx, name, member, items, wait)
+	if err != nil {
+		return refused, err
+	}
+	return refused, nil
+}
+
+func (p *Partition) ackGroup(ctx context.Context, name, member string, items []group.AckItem, waitMS int64) ([]group.Refusal, *Error) {
 	if err := p.checkAcks(name, member, items); err != nil {
 		return nil, err
 	}
@@ -391,7 +405,10 @@ func (p *Partition) ackGroup(ctx context.Context, name, member string, items []g
 	gl.serve(g)
 	var f *flush
 	if g.d.Changed() {
-		f = gl.mark(g)
+		if g.d.Urgent(ackGatherRecords) {
+			waitMS = 0
+		}
+		f = gl.markBy(g, waitMS)
 	} else {
 		f = g.sent // an ack that came again waits for the first one
 	}

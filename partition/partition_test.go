@@ -27,6 +27,7 @@ type rig struct {
 	ret    Retention
 
 	deadLetter DeadLetterFunc
+	clock      func() time.Time // nil: the real one
 }
 
 func newRig(t testing.TB, seed uint64) *rig {
@@ -58,7 +59,7 @@ func (r *rig) open() *Partition {
 	p, err := Open(context.Background(), Config{
 		Topic: "orders", Number: 3, Log: storage.LogID{Topic: 1, Partition: 2, Replica: 3}, Shard: 2, Replica: 3,
 		Host: r.host, Engine: r.engine, Checkpoints: r.cp, Limits: r.limits, Retention: r.ret, RetentionEvery: time.Hour,
-		DeadLetter: r.deadLetter, Logger: zerolog.Nop(),
+		DeadLetter: r.deadLetter, Logger: zerolog.Nop(), Clock: r.clock,
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -236,6 +236,9 @@ type GroupAckRequest struct {
 	Group  string         `json:"group"`
 	Member string         `json:"member"`
 	Items  []GroupAckItem `json:"items"`
+
+	// Gather: nobody waits for the answer. The leader may wait some milliseconds for more before it commits plain acks.
+	Gather bool `json:"gather,omitempty"`
 }
 
 // GroupAcked is sent when the acks are committed. Refused lists the items (by index) that were not taken:

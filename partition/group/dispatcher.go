@@ -412,6 +412,12 @@ func (d *Dispatcher) voidAnswered(first, last int64, v slot) {
 // Changed tells whether there is something for the next entry.
 func (d *Dispatcher) Changed() bool { return d.acks.count > 0 || d.backs.count > 0 }
 
+// Urgent tells whether what has gathered should be committed soon: records that came back, many acks, or acks of keys that
+// other members wait for.
+func (d *Dispatcher) Urgent(acks int64) bool {
+	return d.backs.count > 0 || d.acks.covered >= acks || d.keyed != nil && d.keyed.offered > 0 && d.members.hungry > 0
+}
+
 // Change writes what has gathered. Applied must be called with its outcome before Change is called again.
 func (d *Dispatcher) Change(e *Entry, name string, now, logNow int64) {
 	if d.acks.count > 0 {

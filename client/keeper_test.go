@@ -1,0 +1,53 @@
+package client
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+// TestAcksUnderWay: acks of a key-ordered group don't wait for the answers to those before, or the next record of a key
+// would; those of a shared group gather meanwhile. Nobody waits for them, until Commit does: its acks say so, and it returns
+// when all of them are answered.
+func TestAcksUnderWay(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []GroupMode{Shared, KeyOrdered} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			groupBubble(t, 1, faults{}, map[string]int{"t": 1}, func(ctx context.Context, m *model, c *Client) {
+				const n, slow = 100, 300 * time.Millisecond
+				m.slowAcks = slow
+				m.fillKeys("t", 0, n, n, None)
+				handled := 0
+				s := mustSubscribe(t, ctx, c, "g", func(context.Context, *Message) error {
+					time.Sleep(10 * time.Millisecond)
+					handled++
+					return nil
+				}, Mode(mode))
+				eventually(t, ctx, "half", func() (bool, string) { return handled >= n/2, "" })
+				if err := s.Commit(ctx); err != nil {
+					t.Fatal(err)
+				}
+				m.mu.Lock()
+				acking, most, unhurried := m.acking, m.mostAcking, m.unhurried
+				m.mu.Unlock()
+				if want := map[GroupMode]int{Shared: 1, KeyOrdered: maxAckRequests}[mode]; most != want || unhurried == 0 {
+					t.Errorf("%d requests at a time, want %d; %d may gather", most, want, unhurried)
+				}
+				if acking > 1 {
+					t.Errorf("%d requests without an answer after Commit", acking)
+				}
+				eventually(t, ctx, "all acked", func() (bool, string) { return m.handled("t", "g") })
+				m.mu.Lock()
+				unhurried = m.unhurried
+				m.mu.Unlock()
+				if err := s.Close(ctx); err != nil {
+					t.Error(err)
+				}
+				if m.unhurried != unhurried {
+					t.Error("acks of a member that leaves may gather")
+				}
+			})
+		})
+	}
+}
