@@ -154,6 +154,7 @@ func (m *machine) restoreTo(ctx context.Context, f *manifest) error {
 	if durable < f.state.index {
 		return fmt.Errorf("its checkpoint was not written: entry %d is durable, want %d", durable, f.state.index)
 	}
+	m.log.Debug().Str("log", m.id.String()).Uint64("index", f.state.index).Int64("next_offset", f.state.next).Msg("replica has taken a snapshot's place in the log")
 	if r.status != nil {
 		m.log.Info().Str("log", m.id.String()).Int64("next_offset", f.state.next).Int64("fetched_bytes", r.status.Fetched).
 			Dur("took", time.Since(r.began)).Msg("replica has fetched what it lacked")

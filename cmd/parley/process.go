@@ -34,6 +34,7 @@ type brokerProcess struct {
 
 	name     string
 	settings []string // beside those that every one gets
+	env      []string // variables, likewise
 	logPath  string   // a file for what it writes; "": the end of it is kept, in memory
 
 	cmd   *exec.Cmd // nil while it doesn't run
@@ -115,6 +116,9 @@ func (p *brokerProcess) launch() error {
 	args := append(p.command[1:len(p.command):len(p.command)],
 		"--data-dir", p.dir, "--listen", p.client, "--http", p.http, "--raft-listen", p.raft, "--name", p.name, "--log-level", "warn")
 	cmd := exec.Command(p.command[0], append(args, p.settings...)...)
+	if len(p.env) > 0 {
+		cmd.Env = append(os.Environ(), p.env...)
+	}
 	cmd.Stderr = &p.log
 	if p.logPath != "" {
 		log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)

@@ -28,6 +28,8 @@ type chaosFlags struct {
 	moves      int
 	atOnce     int
 	groups     bool
+	spares     int   // brokers that may join beside the first ones
+	cutBytes   int64 // of each Raft log; 0: as brokers do by default
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -59,7 +61,7 @@ func (f *chaosFlags) check(cmd *cobra.Command) error {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3, groups: true}
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3, groups: true, spares: 1, cutBytes: chaosCut}
 	cmd := &cobra.Command{
 		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
 		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
@@ -104,6 +106,7 @@ else.`,
 	flags.StringSliceVar(&f.faults, "faults", nil, "only these `kinds` of faults")
 	flags.IntVar(&f.moves, "moves", 0, "so `many` moves of partitions beside the faults, which go on until they are done")
 	flags.IntVar(&f.atOnce, "moves-at-once", f.atOnce, "so `many` partitions move at the same time")
+	flags.Int64Var(&f.cutBytes, "cut-bytes", f.cutBytes, "a replica's Raft log is cut whenever it has applied so many `bytes`: replicas that were away get snapshots; 0 for what brokers do by themselves")
 	flags.BoolVar(&f.groups, "groups", f.groups, "consumer groups beside the producers and readers")
 	return cmd
 }
@@ -147,6 +150,9 @@ counted in every partition that the broker led. In the end everything is checked
 	return cmd
 }
 
+// chaosCut makes snapshots of what otherwise is a matter of Raft's log.
+const chaosCut = 512 << 10
+
 // chaosProof is one run.
 type chaosProof struct {
 	a       *app
@@ -163,6 +169,7 @@ type chaosProof struct {
 	changes int // of the topic
 	epochs  epochResult
 	moves   *chaosMoves // nil: none
+	members membersResult
 }
 
 // chaosResult is what a run prints with -o json.
@@ -184,6 +191,7 @@ type chaosResult struct {
 	Batches   int64                   `json:"batches"`
 	Different int64                   `json:"different_replicas"`
 	Moves     *movesResult            `json:"moves,omitempty"`
+	Members   membersResult           `json:"members"`
 	ByFault   map[string]*faultResult `json:"by_fault"`
 	Groups    map[string]groupVerdict `json:"groups,omitempty"`
 }
@@ -234,7 +242,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 		return err
 	}
 	p := &chaosProof{a: a, f: f, dir: dir, begin: time.Now(), rng: rand.New(rand.NewPCG(f.seed, f.seed)), results: map[string]*faultResult{}}
-	if p.cluster, err = newProcessCluster(command, dir, f.brokers); err != nil {
+	if p.cluster, err = newProcessCluster(command, dir, clusterPlan{brokers: f.brokers, spares: f.spares, cutBytes: f.cutBytes}); err != nil {
 		return err
 	}
 	defer p.cluster.close()
@@ -257,10 +265,7 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	plain := max(f.producers/2, 1)
 	prefix := fmt.Sprintf("c%d", f.seed)
 	p.audit = newChaosAudit(prefix, f.producers, f.producers+plain, f.partitions, p.say)
-	var urls []string
-	for _, m := range p.cluster.members {
-		urls = append(urls, m.url())
-	}
+	urls := p.cluster.addresses()
 	p.load = &chaosLoad{c: p.c, urls: urls, audit: p.audit, parts: f.partitions, sdk: f.producers, plain: plain, prefix: prefix}
 	loadCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -333,7 +338,7 @@ func (p *chaosProof) conclude(ctx context.Context) (*chaosResult, error) {
 	if err := p.audit.finish(ctx, p.c); err != nil {
 		return nil, err
 	}
-	r := &chaosResult{Seed: p.f.seed, verdict: p.audit.verdict(), LiveRead: p.audit.read.Load(), ByFault: p.results, Epochs: p.epochs}
+	r := &chaosResult{Seed: p.f.seed, verdict: p.audit.verdict(), LiveRead: p.audit.read.Load(), ByFault: p.results, Epochs: p.epochs, Members: p.members}
 	for _, f := range p.results {
 		r.Faults += f.Count
 	}
@@ -357,6 +362,9 @@ func (p *chaosProof) onDisk(r *chaosResult) error {
 	p.say("replicas are compared on disk")
 	at, err := placedReplicas(p.cluster.members)
 	if err != nil {
+		return err
+	}
+	if err := r.Members.countSnapshots(p.dir); err != nil {
 		return err
 	}
 	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, at, p.audit.tell)
@@ -423,6 +431,7 @@ func (p *chaosProof) print(r *chaosResult) error {
 	if r.Moves != nil {
 		r.Moves.table(v)
 	}
+	r.Members.table(v)
 	v.row(str("seconds"), rightText(fmt.Sprintf("%.0f", r.Seconds)))
 	return p.a.printTable(v)
 }

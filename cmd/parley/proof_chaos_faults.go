@@ -14,6 +14,7 @@ import (
 type faultKind struct {
 	name   string
 	target string // only for proof failover: how long a partition may be without acks
+	wide   bool   // it concerns all partitions, not only those that the victim leads
 	make   func(ctx context.Context, p *chaosProof) (victims []*clusterProcess, err error)
 }
 
@@ -143,8 +144,13 @@ func init() {
 					return nil, err
 				}
 			}
-			return p.cluster.members, nil
+			return slices.Clone(p.cluster.members), nil
 		}},
+		{name: "join", wide: true, make: joinBroker},
+		{name: "drain", wide: true, make: drainBroker},
+		{name: "wipe", make: wipeBroker},
+		{name: "corrupt", make: corruptBroker},
+		{name: "disk-full", wide: true, make: fillDisk},
 	}
 	// Of proof failover: the broker comes back once the others have taken over, so that its return has no
 	// part in the figure.
@@ -227,8 +233,10 @@ func killLeader(ctx context.Context, p *chaosProof) ([]*clusterProcess, error) {
 func (p *chaosProof) pickLeader(ctx context.Context) *clusterProcess {
 	m := p.pick()
 	for _, name := range leaders(ctx, p.c, chaosTopic) {
-		if m = p.cluster.members[slices.IndexFunc(p.cluster.members, func(m *clusterProcess) bool { return m.name == name })]; p.rng.IntN(2) == 0 {
-			break
+		if leader := p.cluster.member(name); leader != nil {
+			if m = leader; p.rng.IntN(2) == 0 {
+				break
+			}
 		}
 	}
 	return m
@@ -341,7 +349,7 @@ func (p *chaosProof) fault(ctx context.Context, n int, kind faultKind) error {
 	longest, concerned := time.Duration(0), 0
 	for part, gap := range parts {
 		longest = max(longest, gap)
-		if len(victims) == 1 && led[int32(part)] != victims[0].name && len(led) == len(parts) {
+		if len(victims) == 1 && !kind.wide && led[int32(part)] != victims[0].name && len(led) == len(parts) {
 			continue
 		}
 		concerned++

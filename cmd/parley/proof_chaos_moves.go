@@ -20,16 +20,17 @@ const (
 	// moveTurns: about one move in so many is given another target before it is done.
 	moveTurns = 4
 	moveAsk   = 5 * time.Second
+	// moveAgain: a partition that rests somewhere else for so long was moved by somebody else.
+	moveAgain = 3 * time.Second
 )
 
 // chaosMoves moves the partitions of the topic about, several at once, each by a mover of its own.
 type chaosMoves struct {
-	p       *chaosProof
-	left    chan struct{} // a token a move
-	wg      sync.WaitGroup
-	cancel  context.CancelFunc
-	ended   chan struct{}
-	brokers []string
+	p      *chaosProof
+	left   chan struct{} // a token a move
+	wg     sync.WaitGroup
+	cancel context.CancelFunc
+	ended  chan struct{}
 
 	mu     sync.Mutex
 	busy   map[int32]bool // partitions that move
@@ -58,9 +59,6 @@ func (p *chaosProof) startMoves(ctx context.Context) *chaosMoves {
 		m.left <- struct{}{}
 	}
 	close(m.left)
-	for _, b := range p.cluster.members {
-		m.brokers = append(m.brokers, b.name)
-	}
 	if p.f.moves > 0 {
 		p.moves = m
 		for i := range p.f.atOnce {
@@ -153,6 +151,7 @@ func (m *chaosMoves) move(ctx context.Context, rng *rand.Rand, part int32) (turn
 	if err := m.ask(ctx, part, to, deadline); err != nil {
 		return false, err
 	}
+	again := time.Now().Add(moveAgain)
 	turn := time.Time{}
 	if rng.IntN(moveTurns) == 0 {
 		turn = time.Now().Add(time.Duration(rng.Int64N(int64(2 * time.Second))))
@@ -161,8 +160,12 @@ func (m *chaosMoves) move(ctx context.Context, rng *rand.Rand, part int32) (turn
 	defer tick.Stop()
 	why := ""
 	for {
-		if !turn.IsZero() && time.Now().After(turn) {
-			turn, turned, to = time.Time{}, true, m.pick(rng)
+		left := !m.still(to) || time.Now().After(again)
+		if !turn.IsZero() && time.Now().After(turn) || left {
+			if !left {
+				turn, turned = time.Time{}, true
+			}
+			again, to = time.Now().Add(moveAgain), m.pick(rng)
 			if err := m.ask(ctx, part, to, deadline); err != nil {
 				return turned, err
 			}
@@ -173,10 +176,10 @@ func (m *chaosMoves) move(ctx context.Context, rng *rand.Rand, part int32) (turn
 			why = err.Error()
 		case d.Move == nil && slices.Equal(d.Replicas, to):
 			return turned, nil
-		case d.Move == nil:
+		case d.Move == nil: // brokers that come and go have the cluster move partitions, too
 			why = fmt.Sprintf("it is on %s", strings.Join(d.Replicas, ","))
 		default:
-			why = d.Move.Phase + ", " + d.Move.Detail
+			why, again = d.Move.Phase+", "+d.Move.Detail, time.Now().Add(moveAgain)
 		}
 		if time.Now().After(deadline) {
 			return turned, fmt.Errorf("partition %d did not move to %s within %s: %s", part, strings.Join(to, ","), moveLimit, why)
@@ -198,10 +201,17 @@ func (m *chaosMoves) describe(ctx context.Context, part int32) (client.Partition
 // pick chooses three brokers in some order.
 func (m *chaosMoves) pick(rng *rand.Rand) []string {
 	var to []string
-	for _, i := range rng.Perm(len(m.brokers))[:3] {
-		to = append(to, m.brokers[i])
+	brokers := m.p.cluster.roster()
+	for _, i := range rng.Perm(len(brokers))[:3] {
+		to = append(to, brokers[i])
 	}
 	return to
+}
+
+// still says that all of these are brokers to move to.
+func (m *chaosMoves) still(to []string) bool {
+	brokers := m.p.cluster.roster()
+	return !slices.ContainsFunc(to, func(name string) bool { return !slices.Contains(brokers, name) })
 }
 
 // ask has the move begun, as often as it takes: while too few brokers are there nothing is decided.
@@ -216,6 +226,9 @@ func (m *chaosMoves) ask(ctx context.Context, part int32, to []string, deadline 
 			return nil
 		}
 		var e *client.Error
+		if errors.As(err, &e) && !e.Retriable && !m.still(to) {
+			return nil // the next look chooses others
+		}
 		if errors.As(err, &e) && !e.Retriable || time.Now().After(deadline) {
 			return fmt.Errorf("move partition %d to %s: %w", part, strings.Join(to, ","), err)
 		}

@@ -67,7 +67,7 @@ func onDisk(t *testing.T, name string, records map[storage.LogID]int) *clusterPr
 	if err := engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return &clusterProcess{&brokerProcess{name: name, dir: dir}, 0}
+	return &clusterProcess{brokerProcess: &brokerProcess{name: name, dir: dir}}
 }
 
 // TestReplicasCompared: partitions of the same number of two topics lie on different brokers. A replica that

@@ -127,7 +127,7 @@ func (a *app) proveEpochs(ctx context.Context, f *chaosFlags, kills int) (err er
 	if err != nil {
 		return err
 	}
-	cluster, err := newProcessCluster(command, dir, f.brokers)
+	cluster, err := newProcessCluster(command, dir, clusterPlan{brokers: f.brokers})
 	if err != nil {
 		return err
 	}

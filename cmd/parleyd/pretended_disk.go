@@ -6,11 +6,10 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/cmd/internal/diskuse"
 )
 
 // pretendedDisk is a disk for tests of disks that fill up: as large as a file says at the moment, and taken up by what the
@@ -27,31 +26,10 @@ func pretendedDisk(file string) func(dir string) (free, total uint64, err error)
 				return 0, 0, fmt.Errorf("size of a pretended disk in %s: %w", file, err)
 			}
 		}
-		used, err := diskUsage(dir)
+		used, err := diskuse.Of(dir)
 		if err != nil {
 			return 0, 0, err
 		}
 		return uint64(max(size-used, 0)), uint64(size), nil
 	}
-}
-
-// diskUsage sums up what the files below a directory take, holes left out.
-func diskUsage(dir string) (used int64, err error) {
-	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
-			var info fs.FileInfo
-			if info, err = e.Info(); err == nil {
-				if st, ok := info.Sys().(*syscall.Stat_t); ok {
-					used += st.Blocks * 512
-				} else {
-					used += info.Size()
-				}
-			}
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it has gone meanwhile
-		}
-		return err
-	})
-	return used, err
 }
