@@ -255,7 +255,7 @@ func (p *chaosProof) readThrough(ctx context.Context, m *clusterProcess, topic s
 			return err
 		}
 	}
-	r, err := p.c.NewReader(ctx, topic, client.FromOffsets(map[int32]int64{part: d.StartOffset}), client.UntilEnd())
+	r, err := p.c.NewReader(ctx, topic, client.Partitions(part), client.FromEarliest(), client.UntilEnd())
 	if err != nil {
 		return err
 	}
@@ -293,7 +293,7 @@ func damageFile(dir string, rng *rand.Rand) (what string, err error) {
 		}
 		rel, err := filepath.Rel(dir, path)
 		// Files are reserved ahead, with holes: only what was written counts.
-		if size := min(info.Size(), diskuse.Taken(info)); size > 0 {
+		if size := min(info.Size(), diskuse.Taken(info)); size > 0 && !strings.Contains(rel, "/snapshot-part-") {
 			files = append(files, file{path, rel, size})
 		}
 		return err
