@@ -16,6 +16,9 @@
 //	handover.go   moving leadership; purge.go deleting data everywhere
 //	mover.go      moving replicas; mover_step.go in which order; trash.go what they leave
 //	quarantine.go damaged replicas are replaced
+//	compare.go    replicas are read back and compared; compare_judge.go who is wrong
+//	  compare_ask.go questions to replicas; compare_state.go states at a barrier
+//	  compare_note.go what is kept of it; compare_status.go what is told
 //	runtime.go    what the API asks of this broker, and of the others
 //	topics.go     where subjects and names lead, as one epoch has it
 //	session.go    publishing; header.go what headers mean; ack.go the answers
@@ -95,6 +98,7 @@ type Broker struct {
 	forwarders  peerSessions
 	forwards    *forwards
 	catchUps    *catchUps
+	comparer    *comparer
 	groups      groups
 	loop        *loopback
 	selfID      atomic.Uint64          // 0 until the cluster is formed

@@ -32,6 +32,8 @@ const (
 	DefaultDeleteGrace    = 24 * time.Hour
 	DefaultCopyRate       = 64 << 20
 	DefaultTrashGrace     = 10 * time.Minute
+	DefaultCompareEvery   = 24 * time.Hour
+	DefaultCompareRate    = 8 << 20
 	DefaultDrainTime      = 5 * time.Second
 	DefaultRaftTick       = 100 * time.Millisecond
 	DefaultElectionTicks  = 6
@@ -40,7 +42,9 @@ const (
 	DefaultBalanceAfter   = 5 * time.Second
 	DefaultUpkeepEvery    = time.Second
 
-	minDeadAfter = time.Second
+	minDeadAfter    = time.Second
+	minCompareEvery = time.Second
+	minCompareRate  = 64 << 10
 
 	maxWeight = 10_000
 )
@@ -127,6 +131,12 @@ type Config struct {
 	// CopyRate limits the bytes a second that copies of moving replicas take from this broker, all together;
 	// default 64 MiB, negative: no limit.
 	CopyRate int64
+	// CompareEvery is how often the replicas of a partition are read back from disk and compared; default 24 h,
+	// negative: only when somebody asks for it.
+	CompareEvery time.Duration
+	// CompareRate limits the bytes a second that this broker reads back for that, for all partitions together;
+	// default 8 MiB, negative: no limit.
+	CompareRate int64
 	// OnMoveStep is told each step of a move before this broker takes it as the partition's leader: add,
 	// promote, transfer, remove, renew or done.
 	OnMoveStep func(topic string, partition int32, step string)
@@ -275,6 +285,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.TrashGrace == 0 {
 		c.TrashGrace = DefaultTrashGrace
 	}
+	if c.CompareEvery == 0 {
+		c.CompareEvery = DefaultCompareEvery
+	}
+	if c.CompareRate == 0 {
+		c.CompareRate = DefaultCompareRate
+	}
 	if c.RaftTick == 0 {
 		c.RaftTick = DefaultRaftTick
 	}
@@ -385,6 +401,12 @@ func (c *Config) check() error {
 	}
 	if c.DeadAfter < minDeadAfter {
 		return bad("dead-after", c.DeadAfter.String(), "allowed is a second or more; less than a minute moves replicas whenever a machine restarts")
+	}
+	if c.CompareEvery > 0 && c.CompareEvery < minCompareEvery {
+		return bad("compare-every", c.CompareEvery.String(), "allowed is a second or more, or off")
+	}
+	if c.CompareRate > 0 && c.CompareRate < minCompareRate {
+		return bad("compare-rate", fmt.Sprint(c.CompareRate), fmt.Sprintf("allowed are %d bytes a second or more, or 0 for no limit", minCompareRate))
 	}
 	if _, err := c.initial(); err != nil {
 		return err

@@ -43,3 +43,8 @@ func (b *Broker) log(topic string, number int32) (replication.Log, error) {
 	}
 	return p.Log(), nil
 }
+
+// Differences are how many this broker found between replicas, and how many of what it took for one were gone at second look.
+func (b *Broker) Differences() (found, passing uint64) {
+	return b.comparer.found.Load(), b.comparer.passing.Load()
+}

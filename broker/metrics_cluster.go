@@ -48,7 +48,7 @@ var (
 
 type sample func(d *prometheus.Desc, v float64, labels ...string)
 
-// together collects them.
+// together collects them. compare_status.go has those of comparisons.
 func (b *Broker) together(r *routes, gauge, counter sample) {
 	leading, following, leaderless, lacking, starting := 0, 0, 0, 0, 0
 	for _, s := range r.byShard {
@@ -78,6 +78,7 @@ func (b *Broker) together(r *routes, gauge, counter sample) {
 	gauge(descLeaderless, float64(leaderless))
 	gauge(descLacking, float64(lacking))
 	gauge(descStarting, float64(starting))
+	b.comparer.collect(gauge, counter)
 	counter(descElected, float64(b.leaders.won.Load()))
 	counter(descChanges, float64(b.leaders.changes.Load()))
 

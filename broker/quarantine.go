@@ -168,6 +168,7 @@ func (b *Broker) quarantine(ctx context.Context, s *slot, why string) (bool, err
 	if err != nil {
 		return false, err
 	}
+	b.comparer.replaced.Add(1)
 	b.c.Logger.Warn().Str("topic", s.topic).Int32("partition", s.number).Uint64("replica", s.replica.ID).Uint64("epoch", c.Epoch).Str("damage", why).
 		Msg("damaged replica is being replaced")
 	return true, nil

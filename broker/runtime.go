@@ -85,6 +85,7 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 		st.Leader, st.Term, st.InSync, st.Move = b.self(), ps.Term, s.inSync(b), s.moveStatus(b, ps.Bytes)
 		st.Late = s.late(b, st.InSync)
 		st.Damaged = s.damagedOn(b)
+		st.Comparison = b.comparer.status(s)
 	case st.Leader == b.self():
 		st.Leader = 0 // it has yet to begin
 	}

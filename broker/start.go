@@ -65,6 +65,7 @@ func newBroker(c Config) *Broker {
 	b.peers = &peers{b: b, known: map[uint64]*peerState{}}
 	b.leaders = newLeaders(b)
 	b.catchUps = newCatchUps(b.c.Limits)
+	b.comparer = newComparer(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
 	b.movers, b.copies = newMovers(b), newOutflow(c.CopyRate)
 	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
@@ -155,6 +156,8 @@ func (b *Broker) start(ctx context.Context) (err error) {
 	b.background.Go(func() { b.watchReady(b.bgCtx) })
 	b.background.Go(func() { b.stamps.run(b.bgCtx) })
 	b.background.Go(func() { b.keeper.run(b.bgCtx) })
+	b.comparer.load(filepath.Join(b.dir.sub(logDir), comparedName))
+	b.background.Go(func() { b.comparer.run(b.bgCtx) })
 	if b.peers.mesh != nil {
 		b.background.Go(func() { b.leaders.run(b.bgCtx) })
 		b.background.Go(func() { b.watchProgress(b.bgCtx) })

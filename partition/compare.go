@@ -14,7 +14,9 @@ import (
 // StateDigest is what a replica's state was right after it applied the entry Index, a barrier.
 type StateDigest struct {
 	Index uint64
-	Next  int64
+	// Form is the version of the bytes that the digests are of: others can't be compared.
+	Form uint32
+	Next int64
 	// Chain is the digest of all chunks ever applied. It differs also between replicas of which one was made before there
 	// were chains, which is no fault.
 	Chain     uint64
@@ -57,6 +59,7 @@ func (m *machine) noteState() {
 	d.Producers = digestOf(b)
 	b = s.groups.encode(b[:0])
 	d.Groups = digestOf(b)
+	d.Form = stateVersion<<8 | uint32(b[4]) // the groups' own version
 	if cap(b) <= keepNoteBuffer {
 		m.noteBuffer = b
 	}

@@ -43,6 +43,9 @@ type Runtime interface {
 	// Carried waits until the brokers have carried out the epoch, so that what it
 	// created can be used; it gives up quietly when ctx ends.
 	Carried(ctx context.Context, epoch uint64)
+	// Compare has a partition's replicas compared from the beginning of its log, by its leader, and returns how many
+	// times they had been compared before.
+	Compare(ctx context.Context, topic uint64, number int32) (passes uint64, err error)
 	// Transfer moves a partition's leadership to a broker that has a replica.
 	Transfer(ctx context.Context, topic uint64, number int32, to uint64) error
 	// Reach tells how this broker reaches another one, or itself.
@@ -85,6 +88,43 @@ type PartitionStatus struct {
 	Damaged []uint64 `json:"damaged,omitempty"`
 	// Move is set by the leader while the partition moves.
 	Move *MoveStatus `json:"move,omitempty"`
+	// Comparison of the replicas, as the leader knows it.
+	Comparison *ComparisonStatus `json:"comparison,omitempty"`
+}
+
+// ComparisonStatus is how the comparison of a partition's replicas stands. Times are Unix milliseconds, 0 never.
+type ComparisonStatus struct {
+	Passes      uint64             `json:"passes"`
+	EndedMS     int64              `json:"ended_ms"` // the last pass
+	From        int64              `json:"from"`
+	UpTo        int64              `json:"up_to"` // excluded
+	Bytes       int64              `json:"bytes"`
+	Missing     []uint64           `json:"missing,omitempty"` // brokers that it could not compare, in some of the log at least
+	State       bool               `json:"state"`             // compared too
+	Running     bool               `json:"running"`
+	At          int64              `json:"at"` // offset where the pass under way is
+	Differences []DifferenceStatus `json:"differences,omitempty"`
+	More        int                `json:"more,omitempty"` // differences that are not listed
+	Event       string             `json:"event,omitempty"`
+	EventMS     int64              `json:"event_ms,omitempty"`
+}
+
+// DifferenceStatus is something that replicas don't have alike.
+type DifferenceStatus struct {
+	What    string        `json:"what"` // records, state
+	From    int64         `json:"from"`
+	To      int64         `json:"to"`
+	FoundMS int64         `json:"found_ms"`
+	Good    string        `json:"good,omitempty"` // the majority's digest
+	Votes   []ReplicaVote `json:"votes"`
+}
+
+// ReplicaVote is what one replica has.
+type ReplicaVote struct {
+	Broker  uint64 `json:"broker"`
+	Replica uint64 `json:"replica"`
+	Digest  string `json:"digest"`
+	Odd     string `json:"odd,omitempty"`
 }
 
 // MoveStatus of a partition that moves, as its leader knows it.
@@ -134,6 +174,7 @@ var requests = map[string]handler{
 	wire.APIPartitionList:     with((*Handlers).PartitionList),
 	wire.APIPartitionDescribe: with((*Handlers).PartitionDescribe),
 	wire.APIPartitionTransfer: with((*Handlers).PartitionTransfer),
+	wire.APIPartitionCompare:  with((*Handlers).PartitionCompare),
 	wire.APIPartitionMove:     with((*Handlers).PartitionMove),
 	wire.APIBrokerDrain:       with((*Handlers).BrokerDrain),
 	wire.APIBrokerResume:      with((*Handlers).BrokerResume),

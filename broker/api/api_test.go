@@ -38,11 +38,12 @@ func (s still) Bounds(_ context.Context, _ uint64, _ int32, timeMS *int64) (wire
 	}
 	return wire.OffsetResponse{Offset: 10, Next: 10}, nil
 }
-func (still) Carried(context.Context, uint64)                       {}
-func (still) Transfer(context.Context, uint64, int32, uint64) error { return nil }
-func (still) Reach(uint64) Reach                                    { return Reach{Up: true} }
-func (still) Levels(context.Context) map[uint64]uint32              { return nil }
-func (still) Problems() []string                                    { return nil }
+func (still) Carried(context.Context, uint64)                        {}
+func (still) Compare(context.Context, uint64, int32) (uint64, error) { return 0, nil }
+func (still) Transfer(context.Context, uint64, int32, uint64) error  { return nil }
+func (still) Reach(uint64) Reach                                     { return Reach{Up: true} }
+func (still) Levels(context.Context) map[uint64]uint32               { return nil }
+func (still) Problems() []string                                     { return nil }
 
 // Groups are asked about in group_test.go.
 func (still) GroupParts(_ context.Context, _ string, parts []Part) []GroupPart {

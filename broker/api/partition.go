@@ -36,6 +36,8 @@ func (p *live) problem() string {
 		return where + ": " + p.Problem
 	case p.Leader == 0:
 		return where + " has no leader"
+	case p.Comparison != nil && len(p.Comparison.Differences) > 0:
+		return where + ": " + p.differenceText(&p.Comparison.Differences[0])
 	case len(p.Damaged) > 0:
 		return fmt.Sprintf("%s has %d of %d replicas in sync: %s", where, have, want, p.damageText())
 	case p.lacking():
@@ -59,6 +61,7 @@ func (p *live) describe(c *config.Config) wire.PartitionDescription {
 		d.Damaged = append(d.Damaged, brokerName(c, id))
 	}
 	d.Move = p.move(c)
+	d.Comparison = p.comparison(c)
 	return d
 }
 

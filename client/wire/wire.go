@@ -45,6 +45,7 @@ const (
 	APIPartitionList     = "$PARLEY.API.PARTITION.LIST"     // PartitionListRequest -> PartitionList
 	APIPartitionDescribe = "$PARLEY.API.PARTITION.DESCRIBE" // PartitionRequest -> PartitionDescription
 	APIPartitionTransfer = "$PARLEY.API.PARTITION.TRANSFER" // PartitionTransfer -> PartitionChange
+	APIPartitionCompare  = "$PARLEY.API.PARTITION.COMPARE"  // PartitionRequest -> CompareBegun
 	APIPartitionMove     = "$PARLEY.API.PARTITION.MOVE"     // MoveRequest -> PartitionChange
 	APIBrokerDrain       = "$PARLEY.API.BROKER.DRAIN"       // NameRequest -> BrokerChange
 	APIBrokerResume      = "$PARLEY.API.BROKER.RESUME"      // NameRequest -> BrokerChange
@@ -227,8 +228,63 @@ type PartitionDescription struct {
 	// nothing and is being replaced where the others have a majority.
 	Damaged []string `json:"damaged,omitempty"`
 	// Move is set while the partition moves to other brokers.
-	Move  *PartitionMove `json:"move,omitempty"`
-	Error *Error         `json:"error,omitempty"`
+	Move *PartitionMove `json:"move,omitempty"`
+	// Comparison of the replicas, unless its leader can't be asked.
+	Comparison *PartitionComparison `json:"comparison,omitempty"`
+	Error      *Error               `json:"error,omitempty"`
+}
+
+// PartitionComparison is how the comparison of a partition's replicas stands: their logs are read back from disk,
+// and their state is looked at, in the background.
+type PartitionComparison struct {
+	// Result of the last whole comparison: never (there was none), same, incomplete (what was compared is the same, but Missing
+	// could not be, in a part of the log at least), different (see Differences).
+	Result  string   `json:"result"`
+	Ended   string   `json:"ended,omitempty"` // RFC 3339
+	From    int64    `json:"from"`            // offsets
+	UpTo    int64    `json:"up_to"`           // excluded
+	Bytes   int64    `json:"bytes"`
+	Missing []string `json:"missing,omitempty"` // brokers
+	State   bool     `json:"state"`             // producers, groups and position were compared too
+	Passes  uint64   `json:"passes"`            // whole comparisons so far
+	// Running: one is under way, and has come to the offset At.
+	Running     bool                `json:"running"`
+	At          int64               `json:"at,omitempty"`
+	Differences []ReplicaDifference `json:"differences,omitempty"`
+	More        int                 `json:"more,omitempty"`  // differences that are not listed
+	Event       string              `json:"event,omitempty"` // the last one
+	EventAt     string              `json:"event_at,omitempty"`
+}
+
+// ReplicaDifference is something that the replicas of a partition don't have alike.
+type ReplicaDifference struct {
+	What     string          `json:"what"`           // records, state
+	From     int64           `json:"from,omitempty"` // offsets of records
+	To       int64           `json:"to,omitempty"`   // excluded
+	Found    string          `json:"found"`          // RFC 3339
+	Replicas []ReplicaDigest `json:"replicas"`
+	// Verdict: replaced (those that differ from a majority are, or are to be, by fresh ones) or undecided (there is no
+	// majority: nothing is done before somebody decides).
+	Verdict string `json:"verdict"`
+	Detail  string `json:"detail"` // what to do
+}
+
+// ReplicaDigest is what one replica has.
+type ReplicaDigest struct {
+	Broker string `json:"broker"`
+	Digest string `json:"digest"`
+	// Odd says which of its own records the replica contradicts, "" none.
+	Odd string `json:"odd,omitempty"`
+	Bad bool   `json:"bad,omitempty"` // it differs from the majority
+}
+
+// CompareBegun says that a partition's replicas are being compared: it is done when PartitionComparison.Passes is above
+// Passes.
+type CompareBegun struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Passes    uint64 `json:"passes"`
+	Error     *Error `json:"error,omitempty"`
 }
 
 // PartitionMove is how far a partition's move is, as its leader knows it.
