@@ -22,6 +22,7 @@ type acker struct {
 	since   time.Time // the tag's time is counted from here
 	metrics *metrics
 	muted   atomic.Bool
+	resends *resends // nil: nothing is sent again
 }
 
 // mute ends all acks, for good: the disk can't be trusted.
@@ -55,6 +56,9 @@ func (r *reply) put() {
 // Settle implements partition.Receiver.
 func (a *acker) Settle(tag []byte, o partition.Outcome) {
 	taken := int64(binary.LittleEndian.Uint64(tag))
+	if o.Record != nil && !a.muted.Load() && a.resends != nil && a.resends.settled(taken, tag[tagTime:], &o) {
+		return
+	}
 	a.metrics.publishLatency.Observe(float64(a.now()-taken) / 1e9)
 	if o.Err != nil {
 		a.metrics.publishFailed(o.Err.Reason)
@@ -69,6 +73,15 @@ func (a *acker) Settle(tag []byte, o partition.Outcome) {
 		r.body = appendAck(r.body[:0], o.Topic, o.Partition, o.Offset, o.Epoch, o.Duplicate)
 	}
 	a.send(r, tag[tagTime:])
+}
+
+// forwardedAcks answer what another broker has forwarded: that one keeps it, and sends it again.
+type forwardedAcks struct{ *acker }
+
+// Settle implements partition.Receiver.
+func (a forwardedAcks) Settle(tag []byte, o partition.Outcome) {
+	o.Record = nil
+	a.acker.Settle(tag, o)
 }
 
 // refuse answers a publish that no partition has taken.

@@ -11,7 +11,8 @@
 //	upkeep.go     what the cluster needs next, asked and proposed by one broker
 //	carry.go      bringing partitions in line with an epoch; stamp.go barriers
 //	leaders.go    who leads what; progress.go which followers are in sync
-//	forward.go    the hop to a partition's leader
+//	forward.go    the hop to a partition's leader; forwards.go what is under way
+//	kept.go       what a leader may refuse; resend.go sending that to the next one
 //	catchup.go    fetching what a replica lacks from the others
 //	handover.go   moving leadership; purge.go deleting data everywhere
 //	mover.go      moving replicas; mover_step.go in which order; trash.go what they leave
@@ -97,6 +98,7 @@ type Broker struct {
 	keepAll     bool // a recovery: HostConfig.KeepAll
 	forwarders  peerSessions
 	forwards    *forwards
+	resends     *resends
 	catchUps    *catchUps
 	comparer    *comparer
 	groups      groups

@@ -50,10 +50,7 @@ func (s *session) fetchFrom(t *topic, number int32, m *interest.Message) {
 			return
 		}
 	}
-	if q.MaxBytes <= 0 || q.MaxBytes > wire.MaxFetch {
-		q.MaxBytes = wire.MaxFetch
-	}
-	q.MaxWaitMS = min(max(q.MaxWaitMS, 0), wire.MaxFetchWaitMS)
+	clampFetch(&q)
 	if q.Offset < 0 {
 		s.b.refuseFetch(m.Reply, badRequest("offset %d: allowed are 0 and more", q.Offset))
 		return
@@ -75,19 +72,26 @@ func (s *session) fetchFrom(t *topic, number int32, m *interest.Message) {
 		return
 	}
 	// Nobody leads, or the leader can't be reached: that is waited for aside.
-	kept := interest.Message{Subject: bytes.Clone(m.Subject), Reply: bytes.Clone(m.Reply), Payload: bytes.Clone(m.Payload)}
+	own := interest.Message{Subject: bytes.Clone(m.Subject), Reply: bytes.Clone(m.Reply), Payload: bytes.Clone(m.Payload)}
 	s.wg.Go(func() {
 		defer s.leaveFetch()
-		p, done, werr := s.b.reach(s.ctx, t, number, &kept, s.hop)
+		p, done, werr := s.b.reach(s.ctx, t, number, &own, passage{hop: s.hop})
 		switch {
 		case werr != nil:
 			if s.ctx.Err() == nil {
-				s.b.refuseFetch(kept.Reply, werr)
+				s.b.refuseFetch(own.Reply, werr)
 			}
 		case !done:
-			s.b.answerFetch(s.ctx, p, q, kept.Reply)
+			s.b.answerFetch(s.ctx, p, q, own.Reply)
 		}
 	})
+}
+
+func clampFetch(q *wire.FetchRequest) {
+	if q.MaxBytes <= 0 || q.MaxBytes > wire.MaxFetch {
+		q.MaxBytes = wire.MaxFetch
+	}
+	q.MaxWaitMS = min(max(q.MaxWaitMS, 0), wire.MaxFetchWaitMS)
 }
 
 func (s *session) admitFetch() *wire.Error {

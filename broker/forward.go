@@ -38,32 +38,58 @@ func (b *Broker) leader(s *slot, hop bool) (*partition.Partition, uint64) {
 	return nil, 0
 }
 
+// passage says how a message comes to its partition.
+type passage struct {
+	hop     bool     // another broker has forwarded it: it isn't forwarded again
+	ordered *session // that of a plain client's publish, which keeps its order: see resend.go
+	again   **kept   // it was refused once; nil once another broker has it
+}
+
 // reach returns the partition that takes m, or has handed m to its leader: then
 // done is set. It waits for an election that is under way.
-func (s *session) reach(t *topic, number int32, m *interest.Message) (p *partition.Partition, done bool, err *wire.Error) {
+func (s *session) reach(t *topic, number int32, m *interest.Message, ordered bool) (p *partition.Partition, done bool, err *wire.Error) {
 	slot := t.parts[number]
-	if p := slot.partition.Load(); p != nil && p.Leading() {
+	if p := slot.partition.Load(); p != nil && p.Leading() && (!ordered || !slot.lead.flow.busy.Load()) {
 		return p, false, nil
 	}
 	if _, to := s.b.leader(slot, s.hop); to == 0 && slot.local && !s.hop {
 		s.awaitStart()
 	}
-	return s.b.reach(s.ctx, t, number, m, s.hop)
+	way := passage{hop: s.hop}
+	if ordered {
+		way.ordered = s
+	}
+	if s.resent != nil {
+		way.again = &s.resent
+	}
+	return s.b.reach(s.ctx, t, number, m, way)
 }
 
-func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.Message, hop bool) (p *partition.Partition, done bool, werr *wire.Error) {
+func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.Message, way passage) (p *partition.Partition, done bool, werr *wire.Error) {
 	slot := t.parts[number]
 	var look *time.Ticker
+	var queued time.Time // since when it waits for its turn
 	for {
 		changed := b.leaders.watch()
-		p, to := b.leader(slot, hop)
-		if p != nil {
-			return p, false, nil
-		}
-		since := slot.lead.load().since
+		p, to := b.leader(slot, way.hop)
+		wait, since := time.Duration(0), slot.lead.load().since
 		var err error
-		if to != 0 {
-			if err = b.forwards.send(to, t.name, number, m); err == nil {
+		turn, waits := b.turn(slot, p, to, len(m.Reply) > 0, way)
+		switch {
+		case waits && way.again != nil: // it goes back among those that were refused: some of them may come before it
+			return nil, false, notHere(t.name, number, "its leader changes")
+		case waits:
+			if queued.IsZero() {
+				queued = time.Now()
+				way.ordered.flush() // nothing else waits for this
+			}
+			if wait = resendFor - time.Since(queued); wait <= 0 {
+				return nil, false, notHere(t.name, number, "what was published before it waits for the next leader")
+			}
+		case p != nil:
+			return p, false, nil
+		case to != 0:
+			if err = b.handOn(to, slot, t, number, m, way); err == nil {
 				return nil, true, nil
 			}
 			if !errors.Is(err, mesh.ErrUnreachable) {
@@ -73,11 +99,13 @@ func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.
 				since = down
 			}
 		}
-		wait := electionWait - time.Since(since)
+		if !waits {
+			wait = electionWait - time.Since(since)
+		}
 		if slot.alone() && slot.problem.Load() != nil {
 			wait = 0 // nobody else could lead
 		}
-		if at := slot.lead.load().broker; hop && at != 0 && at != b.self() {
+		if at := slot.lead.load().broker; way.hop && at != 0 && at != b.self() {
 			wait = 0 // the sender's table was wrong, or is about to learn
 		}
 		if wait <= 0 || ctx.Err() != nil || b.stopping.Load() {
@@ -90,12 +118,55 @@ func (b *Broker) reach(ctx context.Context, t *topic, number int32, m *interest.
 		limit := time.NewTimer(wait)
 		select {
 		case <-changed:
+		case <-turn:
 		case <-look.C: // a leader that has yet to begin, a data link that is down
 		case <-limit.C:
 		case <-ctx.Done():
 		}
 		limit.Stop()
 	}
+}
+
+// turn lets a plain client's publish go to where it goes, or says that it has to wait for what came before.
+func (b *Broker) turn(slot *slot, p *partition.Partition, to uint64, answered bool, way passage) (turn <-chan struct{}, waits bool) {
+	if way.ordered == nil || p == nil && to == 0 {
+		return nil, false
+	}
+	if here := slot.partition.Load(); p == nil && here != nil && here.Owing() {
+		return nil, true // what this broker took as the leader is about to be answered, or refused
+	}
+	turn = slot.lead.flow.enter(to, answered, way.again != nil)
+	return turn, turn != nil
+}
+
+// handOn forwards m to the partition's leader. What can be sent again, should that refuse it, is kept.
+func (b *Broker) handOn(to uint64, slot *slot, t *topic, number int32, m *interest.Message, way passage) error {
+	if len(m.Reply) == 0 || way.ordered == nil && way.again == nil {
+		return b.forwards.send(to, t.name, number, m)
+	}
+	var k *kept
+	if way.again != nil {
+		k = *way.again
+	} else if k = b.forwards.keep(t.name, number, m); k != nil {
+		k.lead = slot.lead
+	} else {
+		slot.lead.flow.answered() // too much is kept: this one goes without
+		return b.forwards.send(to, t.name, number, m)
+	}
+	k.to = to
+	if err := b.forwards.sendKept(to, k); err != nil {
+		if k.lead != nil {
+			k.lead.flow.answered()
+		}
+		if way.again == nil {
+			b.forwards.drop(k)
+		}
+		return err
+	}
+	if way.again != nil {
+		*way.again = nil
+	}
+	return nil
 }
 
 func forwardError(topic string, number int32, err error) *wire.Error {

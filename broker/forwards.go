@@ -16,6 +16,10 @@ type forwards struct {
 	mu sync.Mutex
 	// under way, by broker and reply subject
 	under map[uint64]map[string]underway
+	// and, by broker and id, those that can be sent again: see kept.go
+	kept  map[uint64]map[uint64]*kept
+	last  uint64 // id
+	bytes int    // of all that are kept
 }
 
 type underway struct {
@@ -69,9 +73,18 @@ func (f *forwards) send(to uint64, topic string, number int32, m *interest.Messa
 	if len(m.Reply) == 0 {
 		return f.b.peers.mesh.Forward(to, topic, number, m)
 	}
+	if kindOfRequest(m.Subject) == aFetch {
+		if k := f.keep(topic, number, m); k != nil {
+			err := f.sendKept(to, k)
+			if err != nil {
+				f.drop(k)
+			}
+			return err
+		}
+	}
 	f.add(to, m)
 	if err := f.b.peers.mesh.Forward(to, topic, number, m); err != nil {
-		f.answered(to, m.Reply)
+		f.forget(to, m.Reply)
 		return err
 	}
 	if !f.b.peers.alive(to) {
@@ -87,7 +100,7 @@ func (f *forwards) waiting(broker uint64) (n int) {
 	for _, u := range f.under[broker] {
 		n += u.count
 	}
-	return n
+	return n + len(f.kept[broker])
 }
 
 func (f *forwards) add(to uint64, m *interest.Message) {
@@ -107,8 +120,17 @@ func (f *forwards) add(to uint64, m *interest.Message) {
 	under[string(m.Reply)] = u
 }
 
-// answered notes an answer that came back.
-func (f *forwards) answered(from uint64, subject []byte) {
+// answered takes an answer that came back, and routes it to who asked.
+func (f *forwards) answered(from uint64, m *interest.Message, route func(*interest.Message)) {
+	if id, ok := keptID(m.Subject); ok {
+		f.answeredKept(from, id, m, route)
+		return
+	}
+	f.forget(from, m.Subject)
+	route(m)
+}
+
+func (f *forwards) forget(from uint64, subject []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	under := f.under[from]
@@ -126,14 +148,20 @@ func (f *forwards) answered(from uint64, subject []byte) {
 // lost answers all that a broker hasn't.
 func (f *forwards) lost(to uint64) {
 	f.mu.Lock()
-	under := f.under[to]
+	under, kept := f.under[to], f.kept[to]
 	delete(f.under, to)
+	delete(f.kept, to)
 	f.mu.Unlock()
+	broken := func() *wire.Error {
+		return &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
+			Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
+	}
 	for subject, u := range under {
 		for range u.count {
-			e := &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
-				Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
-			f.b.refuse(u.kind, []byte(subject), e)
+			f.b.refuse(u.kind, []byte(subject), broken())
 		}
+	}
+	for _, k := range kept {
+		f.failed(k, broken())
 	}
 }

@@ -121,7 +121,7 @@ func (b *Broker) serveGroup(ctx context.Context, t *topic, number int32, p *part
 			// Nobody leads, or the leader can't be reached: that is waited for.
 			var done bool
 			var werr *wire.Error
-			if p, done, werr = b.reach(ctx, t, number, m, hop); werr != nil {
+			if p, done, werr = b.reach(ctx, t, number, m, passage{hop: hop}); werr != nil {
 				refuse(werr)
 			}
 			if werr != nil || done {

@@ -237,7 +237,7 @@ func (g *gathered) awaited() bool {
 // findLeader finds out who takes the acks. False: nothing is left to do here, they
 // were handed to the leader's broker or refused.
 func (b *Broker) findLeader(ctx context.Context, g *gathered) bool {
-	p, done, werr := b.reach(ctx, g.topic, g.number, &g.from[0], g.hop)
+	p, done, werr := b.reach(ctx, g.topic, g.number, &g.from[0], passage{hop: g.hop})
 	if werr != nil {
 		b.tellSettled(g, nil, werr)
 		return false

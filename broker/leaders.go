@@ -45,6 +45,7 @@ type lead struct {
 	shard uint64
 	now   atomic.Pointer[leading]
 	told  uint64 // the broker that last said that it leads; guarded by leaders.mu
+	flow  flow   // of what clients here publish to it
 }
 
 // leading is replaced, never changed.

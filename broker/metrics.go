@@ -26,6 +26,7 @@ type metrics struct {
 	batchesIn      prometheus.Counter
 	fetches        prometheus.Counter
 	fetchBytes     prometheus.Counter
+	resent         prometheus.Counter
 	publishErrors  *prometheus.CounterVec
 	fetchErrors    *prometheus.CounterVec
 
@@ -65,6 +66,7 @@ func newMetrics(b *Broker) *metrics {
 	m.recordsIn = counter("records_in_total", "Records taken by appenders.")
 	m.bytesIn = counter("record_bytes_in_total", "Bytes of values and of batches taken by appenders.")
 	m.batchesIn = counter("batches_in_total", "Batches of SDK producers taken by appenders.")
+	m.resent = counter("resent_total", "Publishes and fetches of plain clients that were sent again, since a leader that was one no more had refused them.")
 	m.fetches = counter("fetches_total", "Fetches answered.")
 	m.fetchBytes = counter("fetch_bytes_total", "Bytes of record batches sent to readers.")
 	m.publishErrors = byReason("publish_errors_total", "Publishes answered with an error.")

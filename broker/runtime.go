@@ -34,6 +34,23 @@ func (b *Broker) slot(topic uint64, number int32) *slot {
 	return t.parts[number]
 }
 
+// topicNamed finds a topic by its name, or nil.
+func (b *Broker) topicNamed(name string) *topic {
+	if r := b.routes.Load(); r != nil {
+		return r.byName[name]
+	}
+	return nil
+}
+
+// slotNamed finds a partition's slot by its topic's name, or nil.
+func (b *Broker) slotNamed(topic string, number int32) *slot {
+	t := b.topicNamed(topic)
+	if t == nil || number < 0 || int(number) >= len(t.parts) {
+		return nil
+	}
+	return t.parts[number]
+}
+
 // slotOf finds a partition's slot by its shard, or nil.
 func (b *Broker) slotOf(shard uint64) *slot {
 	if r := b.routes.Load(); r != nil {

@@ -44,9 +44,10 @@ type session struct {
 	// of the burst that is being read; zero until its first publish
 	burstMS, burstTick int64
 
-	awaited bool // the broker's start was waited for
-	hop     bool // another broker forwards what comes here: it isn't forwarded again
-	own     bool // the broker itself asks
+	awaited bool  // the broker's start was waited for
+	hop     bool  // another broker forwards what comes here: it isn't forwarded again
+	own     bool  // the broker itself asks
+	resent  *kept // what is being sent again; nil once another broker has it
 
 	acks     []*gathered // of plain clients, since the last Flush
 	ackCount int
@@ -132,8 +133,10 @@ func (s *session) publish(t *topic, to int32, m *interest.Message) *wire.Error {
 		number = s.choose(t)
 	}
 	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
-	p.Reply, p.Receiver = s.tag, s.b.acks
-	done, err := s.append(t, number, m, func(part *partition.Partition) error { return part.Append(s.ctx, p) })
+	if p.Reply, p.Receiver = s.tag, s.b.acks; s.hop {
+		p.Receiver = forwardedAcks{s.b.acks}
+	}
+	done, err := s.append(t, number, m, !s.hop, func(part *partition.Partition) error { return part.Append(s.ctx, p) })
 	if err != nil || done {
 		return err
 	}
@@ -146,10 +149,10 @@ func (s *session) publish(t *topic, to int32, m *interest.Message) *wire.Error {
 const appendTries = 3
 
 // append hands a record or a batch to the partition, or m to the partition's
-// leader: then done is set.
-func (s *session) append(t *topic, number int32, m *interest.Message, take func(*partition.Partition) error) (done bool, werr *wire.Error) {
+// leader: then done is set. ordered: it goes with the flow of plain clients' records.
+func (s *session) append(t *topic, number int32, m *interest.Message, ordered bool, take func(*partition.Partition) error) (done bool, werr *wire.Error) {
 	for try := 1; ; try++ {
-		part, done, werr := s.reach(t, number, m)
+		part, done, werr := s.reach(t, number, m, ordered)
 		if werr != nil || done {
 			return done, werr
 		}
@@ -351,7 +354,7 @@ func (s *session) batch(t *topic, number int32, m *interest.Message) *wire.Error
 		}
 	}
 	s.tag = appendTag(s.tag[:0], s.burstTick, m.Reply)
-	done, err := s.append(t, number, m, func(part *partition.Partition) error {
+	done, err := s.append(t, number, m, false, func(part *partition.Partition) error {
 		return part.AppendBatch(s.ctx, batch, expect, s.tag, s.b.acks)
 	})
 	if err != nil || done {

@@ -100,6 +100,7 @@ func (b *Broker) shut(ctx context.Context) error {
 		b.cancel()
 		b.wg.Wait()
 		b.closeForwarders()
+		b.resends.close()
 		return nil
 	})
 	// 3. No epoch is carried out any more; background work ends.

@@ -57,6 +57,8 @@ func newBroker(c Config) *Broker {
 	b.carryCtx, b.carryCancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(b)
 	b.acks = &acker{router: b.router, since: b.started, metrics: b.metrics}
+	b.resends = &resends{b: b}
+	b.acks.resends = b.resends
 	b.api = &api.Handlers{
 		Runtime: runtime{b}, Version: Version, Clock: c.Clock, MaxRecord: c.MaxRecord, Logger: c.Logger,
 	}
@@ -68,7 +70,7 @@ func newBroker(c Config) *Broker {
 	b.comparer = newComparer(b)
 	b.stamps = &stamps{b: b, kick: make(chan struct{}, 1)}
 	b.movers, b.copies = newMovers(b), newOutflow(c.CopyRate)
-	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}}
+	b.forwards = &forwards{b: b, under: map[uint64]map[string]underway{}, kept: map[uint64]map[uint64]*kept{}}
 	b.loop = newLoopback(b)
 	b.forwarders.all = map[uint64]*peerSession{}
 	b.local.Store(&map[uint64]*slot{})

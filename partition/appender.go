@@ -223,7 +223,7 @@ func (a *appender) finishItem() {
 	g.buf = buf
 	g.items = append(g.items, proposalItem{
 		at: at, records: a.item.records, recordsN: len(g.records) - a.item.records,
-		hashes: a.item.hashes, hashesN: len(hashes),
+		hashes: a.item.hashes, hashesN: len(hashes), expect: a.item.expect,
 	})
 	a.item.expect = -1
 }
@@ -252,7 +252,7 @@ func (a *appender) appendBatch(ctx context.Context, b record.Batch, ids []idAt, 
 	}
 	g.buf = appendItemPrefix(g.buf, expect, ids)
 	g.items = append(g.items, proposalItem{
-		at: len(g.buf), records: len(g.records), recordsN: 1, hashes: hashes, hashesN: len(ids), ready: true,
+		at: len(g.buf), records: len(g.records), recordsN: 1, hashes: hashes, hashesN: len(ids), expect: expect, ready: true,
 	})
 	g.buf = append(g.buf, b...)
 	g.addPending(rcv, reply)

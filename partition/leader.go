@@ -82,6 +82,7 @@ func (p *Partition) leadTerm(l *leadership) {
 		return
 	}
 	a := p.a
+	p.owing.Store(true)
 	a.mu.Lock()
 	a.lead, a.stalled, a.inFlight, a.beside = l, false, 0, 0
 	a.mu.Unlock()
@@ -306,6 +307,7 @@ func (p *Partition) resign(l *leadership) {
 	for _, g := range waiting {
 		p.fail(g, p.notLeader())
 	}
+	p.owing.Store(false)
 	p.c.Logger.Info().Str("partition", p.name).Uint64("term", l.term).Msg("no longer leading the partition")
 }
 
@@ -352,13 +354,8 @@ func (p *Partition) fail(g *proposal, e *Error) {
 	p.a.mu.Unlock()
 	o := p.outcome(-1)
 	o.Err = e
-	for i := range g.records {
-		if rcv := g.records[i].receiver; rcv != nil {
-			rcv.Settle(g.reply(&g.records[i]), o)
-		}
-	}
-	for _, w := range waits {
-		w.settle(o)
+	for i := range g.items {
+		g.failItem(&g.items[i], o, waits)
 	}
 	if g.control != nil {
 		g.control <- e
@@ -367,6 +364,37 @@ func (p *Partition) fail(g *proposal, e *Error) {
 		g.entry(nil, e)
 	}
 	g.release()
+}
+
+// failItem answers a batch's publishers; those of single records get them back.
+func (g *proposal) failItem(it *proposalItem, o Outcome, waits []*idWait) {
+	answer := func(j int, o Outcome) {
+		if rec := &g.records[it.records+j]; rec.receiver != nil {
+			rec.receiver.Settle(g.reply(rec), o)
+		}
+		for h := it.hashes; waits != nil && h < it.hashes+it.hashesN; h++ {
+			if it.ready || g.hashes[h].delta == int32(j) {
+				waits[h].settle(o)
+			}
+		}
+	}
+	if it.ready {
+		answer(0, o)
+		return
+	}
+	b, _, err := record.Split(g.buf[it.at:])
+	if err != nil {
+		panic("split own record batch: " + err.Error())
+	}
+	var iter record.Iterator
+	if err := iter.Reset(b, record.DefaultLimits); err != nil {
+		panic("read own record batch: " + err.Error())
+	}
+	o.Expect = it.expect
+	for j := 0; j < it.recordsN && iter.Next(); j++ {
+		o.Record = iter.Record()
+		answer(j, o)
+	}
 }
 
 func (w *idWait) settle(o Outcome) {

@@ -141,6 +141,7 @@ type Partition struct {
 	closing  bool
 
 	leading   atomic.Bool
+	owing     atomic.Bool           // a term has begun here, and not everything that it took is answered
 	refused   atomic.Pointer[Error] // why this replica must not lead
 	retried   atomic.Uint64
 	acked     atomic.Uint64
@@ -328,6 +329,9 @@ func (p *Partition) notLeader() *Error {
 	}
 	return describe(ErrNotLeader, "%s: replica %d leads the partition, not this broker", p.name, known.Leader)
 }
+
+// Owing says that this replica leads no more and has yet to answer what it had taken as a leader.
+func (p *Partition) Owing() bool { return p.owing.Load() && !p.leading.Load() }
 
 // Leading says whether this replica leads and has committed its Start.
 func (p *Partition) Leading() bool { return p.leading.Load() }

@@ -25,6 +25,11 @@ type Outcome struct {
 	Epoch     uint64 // the epoch that the partition's replicas go by
 	Duplicate bool
 	Err       *Error
+
+	// Record, beside ErrNotLeader, ErrClosed and ErrUnavailable, is what a single record's publish was about, so that it can be
+	// published again; Expect is as in Publication. Valid during Settle; nil for batches.
+	Record *record.Record
+	Expect int64
 }
 
 // proposal is what becomes one entry of the log: batches that came ready made and
@@ -54,6 +59,7 @@ type proposalItem struct {
 	at                int // of the batch in buf
 	records, recordsN int
 	hashes, hashesN   int
+	expect            int64
 	ready             bool // came as a batch: one pending record for all of it
 }
 

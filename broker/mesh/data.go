@@ -94,9 +94,11 @@ func (m *Mesh) OnForward(f func(from uint64, topic string, partition int32, msg 
 // forwarded messages, when there is none left for the moment.
 func (m *Mesh) OnForwardFlush(f func(from uint64)) { m.onFlush.Store(&f) }
 
-// OnReply sets what is told of each answer that comes straight back from a peer,
-// before it is routed. It is called from the link's reader and must be quick.
-func (m *Mesh) OnReply(f func(from uint64, subject []byte)) { m.onReply.Store(&f) }
+// OnReply sets what takes each answer that comes straight back from a peer. It calls route, with another subject
+// if it likes, or keeps the answer from going on. It is called from the link's reader and must be quick.
+func (m *Mesh) OnReply(f func(from uint64, m *interest.Message, route func(*interest.Message))) {
+	m.onReply.Store(&f)
+}
 
 // Deliver implements interest.Sink, for whom doesn't know PeerSink.
 func (p *peer) Deliver(s *interest.Subscription, m *interest.Message) bool {

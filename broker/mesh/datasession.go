@@ -19,6 +19,7 @@ type dataSession struct {
 	publisher *interest.Publisher
 	message   interest.Message
 	groups    [][]byte
+	route     func(*interest.Message)
 	interests map[interest.Interest]*interest.Subscription
 
 	cancel context.CancelFunc
@@ -42,6 +43,7 @@ func newDataSession(s *session, p *peer) *dataSession {
 		credit:    make(chan struct{}, 1),
 	}
 	d.s, d.from = s, s.hello.Identity
+	d.route = func(m *interest.Message) { d.publisher.Route(m, nil) }
 	d.forwarded.wake = make(chan struct{}, 1)
 	d.ctx, d.cancel = context.WithCancel(s.m.ctx)
 	d.wg.Add(2)
@@ -87,9 +89,10 @@ func (d *dataSession) frame(kind byte, body []byte) error {
 			return errBadFrame
 		}
 		if call := d.s.m.onReply.Load(); call != nil {
-			(*call)(d.peer.id, d.message.Subject)
+			(*call)(d.peer.id, &d.message, d.route)
+		} else {
+			d.route(&d.message)
 		}
-		d.publisher.Route(&d.message, nil)
 		d.peer.received.Add(1)
 	case frameInterest:
 		members, queue := f.number(), f.bytes()

@@ -147,7 +147,7 @@ type Mesh struct {
 	handlers  sync.Map // subject to handler
 	onForward atomic.Pointer[func(from uint64, topic string, partition int32, m *interest.Message)]
 	onFlush   atomic.Pointer[func(from uint64)]
-	onReply   atomic.Pointer[func(from uint64, subject []byte)]
+	onReply   atomic.Pointer[func(from uint64, m *interest.Message, route func(*interest.Message))]
 	onPeer    atomic.Pointer[func(p Peer, up bool)]
 	onLost    atomic.Pointer[func(peer uint64)]
 	stranded  chan uint64 // peers that were not sent an answer
