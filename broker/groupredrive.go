@@ -64,7 +64,7 @@ func (r runtime) Redrive(ctx context.Context, q wire.GroupRedriveRequest) (wire.
 	d := redrive{
 		b: b, topic: q.Topic, group: q.Group, letters: letters, name: name, left: q.Limit, deadline: time.Now().Add(redriveTime),
 		member: "redrive-" + b.c.Name + "-" + strconv.FormatInt(b.c.Clock().UnixNano(), 36) + "-" + strconv.FormatUint(b.groups.hops.Add(1), 36),
-		anchor: record.PartitionOf([]byte(name), int32(len(letters.parts))),
+		anchor: record.PartitionOf([]byte(name), letters.anchors),
 	}
 	err = d.run(ctx)
 	if err != nil && d.res.Redriven > 0 {

@@ -30,6 +30,8 @@ type topic struct {
 	name   string
 	config config.TopicConfig
 	parts  []*slot // index is the partition's number
+
+	anchors int32 // how many partitions, from the first on, may be groups' anchors
 }
 
 // slot is the place of one partition in this broker: a replica that is opened,
@@ -148,7 +150,7 @@ func newRoutes(c *config.Config, slotOf func(t *config.Topic, number int32) *slo
 		if err != nil {
 			return nil, err
 		}
-		t := &topic{id: ct.ID, name: ct.Name, config: parsed, parts: make([]*slot, len(ct.Partitions))}
+		t := &topic{id: ct.ID, name: ct.Name, config: parsed, parts: make([]*slot, len(ct.Partitions)), anchors: ct.Anchors()}
 		for n := range ct.Partitions {
 			t.parts[n] = slotOf(ct, int32(n))
 			r.byShard[t.parts[n].shard] = t.parts[n]

@@ -18,7 +18,7 @@ import (
 
 // anchor is the partition that keeps the group's members.
 func (s *Subscription) anchor() int32 {
-	return record.PartitionOf([]byte(s.group), s.view.partitions.Load())
+	return record.PartitionOf([]byte(s.group), s.view.anchors.Load())
 }
 
 // join joins the group, trying until ctx ends.
@@ -61,7 +61,7 @@ func (s *Subscription) follow() {
 	var patience patience
 	for s.joined.Err() == nil {
 		if at := s.anchor(); at != anchor {
-			anchor, member = at, false // partitions were added
+			anchor, member = at, false // partitions were added below the feature level from which on anchors stay
 		}
 		s.mu.Lock()
 		known := s.assignment.Generation

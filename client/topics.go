@@ -76,6 +76,7 @@ type topicView struct {
 	name       string
 	users      int          // guarded by topics.mu
 	partitions atomic.Int32 // never falls
+	anchors    atomic.Int32 // of them, those that groups' anchors are among
 	leaders    atomic.Pointer[[]leading]
 }
 
@@ -195,7 +196,7 @@ func (t *topics) use(ctx context.Context, name string) (*topicView, error) {
 		t.views[name] = v
 	}
 	v.users++
-	v.grow(int32(len(md.Leaders)))
+	v.grow(md)
 	v.led(md, time.Now())
 	return v, nil
 }
@@ -208,7 +209,16 @@ func (t *topics) release(v *topicView) {
 	}
 }
 
-func (v *topicView) grow(n int32) {
+// grow takes in how many partitions there are.
+func (v *topicView) grow(md *wire.TopicMetadata) {
+	n := int32(len(md.Leaders))
+	if n >= v.partitions.Load() { // else a broker that is behind
+		if md.Anchors > 0 && md.Anchors <= n {
+			v.anchors.Store(md.Anchors)
+		} else {
+			v.anchors.Store(n)
+		}
+	}
 	for old := v.partitions.Load(); n > old && !v.partitions.CompareAndSwap(old, n); old = v.partitions.Load() {
 	}
 }
@@ -360,7 +370,7 @@ func (t *topics) learn(md *Metadata) (outdated bool) {
 	for i := range md.Topics {
 		if v := t.views[md.Topics[i].Name]; v != nil && md.Topics[i].Error == nil {
 			before := v.partitions.Load()
-			v.grow(int32(len(md.Topics[i].Leaders)))
+			v.grow(&md.Topics[i])
 			moved, old := v.led(&md.Topics[i], now)
 			changed = changed || moved || v.partitions.Load() > before
 			outdated = outdated || old

@@ -128,8 +128,8 @@ func (h *Handlers) GroupDescribe(ctx context.Context, q wire.GroupRequest) (wire
 	res := wire.GroupDescription{
 		Topic: q.Topic, Group: q.Group, Members: []wire.GroupMember{}, Partitions: make([]wire.GroupPartitionDescription, len(parts)),
 	}
-	// Partitions that were added have moved the anchor. The one before goes on counting its members out, for nobody.
-	anchor := int(record.PartitionOf([]byte(q.Group), int32(len(parts))))
+	// Partitions that were added below config.LevelAnchors have moved the anchor. The one before goes on counting its members out, for nobody.
+	anchor := int(record.PartitionOf([]byte(q.Group), t.Anchors()))
 	known, anchored, silent := false, false, ""
 	for n := range parts {
 		if parts[n].Problem != "" {

@@ -27,7 +27,7 @@ func grow(next *config.Config, t *config.Topic, partitions, replicas int32) erro
 			in.Partitions = append(in.Partitions, placed(&t.Partitions[n]))
 		}
 	}
-	first := next.NextShard
+	first, added := next.NextShard, len(t.Partitions) > 0 && next.FeatureLevel >= config.LevelAnchors
 	for range partitions {
 		in.Partitions = append(in.Partitions, placement.Partition{Shard: next.TakeShard(), Factor: int(replicas)})
 	}
@@ -40,7 +40,7 @@ func grow(next *config.Config, t *config.Topic, partitions, replicas int32) erro
 		at[a.Shard] = a.Replicas
 	}
 	for shard := first; shard < next.NextShard; shard++ {
-		p := config.Partition{Shard: shard}
+		p := config.Partition{Shard: shard, Added: added}
 		for _, broker := range at[shard] {
 			p.Replicas = append(p.Replicas, config.Replica{ID: next.TakeReplica(), Broker: broker})
 		}

@@ -95,7 +95,7 @@ func (h *Handlers) Metadata(_ context.Context, q wire.MetadataRequest) (wire.Met
 			if err != nil {
 				return wire.Metadata{}, err
 			}
-			m.Key = parsed.Key.String()
+			m.Key, m.Anchors = parsed.Key.String(), t.Anchors()
 			for n := range t.Partitions {
 				// The term first: one that is older than the leader's own does no harm.
 				m.Terms = append(m.Terms, h.Runtime.Term(t.ID, int32(n)))

@@ -346,7 +346,10 @@ type TopicMetadata struct {
 	// differ the newest term is right: one that is cut off doesn't know of its successor.
 	Terms []uint64 `json:"terms,omitempty"`
 	Key   string   `json:"key"`
-	Error *Error   `json:"error,omitempty"`
+	// Anchors is how many partitions, from the first on, may be groups' anchors: those that the topic was
+	// made with. A group's anchor is the partition that its name, as a key, has among these. 0: all.
+	Anchors int32  `json:"anchors,omitempty"`
+	Error   *Error `json:"error,omitempty"`
 }
 
 // FetchRequest asks for batches. The first batch holds Offset: a reader skips

@@ -107,6 +107,15 @@ type Topic struct {
 // Live says that the topic is not deleted.
 func (t *Topic) Live() bool { return t.DeletedAt == 0 }
 
+// Anchors is how many partitions, from the first on, may be groups' anchors: those that the topic was made with.
+func (t *Topic) Anchors() int32 {
+	n := len(t.Partitions)
+	for n > 0 && t.Partitions[n-1].Added {
+		n--
+	}
+	return int32(n)
+}
+
 // Partition is one replicated log: its Raft shard and who holds it. The first
 // replica is the preferred leader. move.go says what the other three are for.
 type Partition struct {
@@ -123,6 +132,9 @@ type Partition struct {
 	// Moved: the replica set is not the first one any more. Who has nothing of the log yet must
 	// join it: to begin with this set as initial members would make a second group.
 	Moved bool
+	// Added: the topic was made with fewer partitions, and this one came later. It is the anchor of no group, so
+	// that anchors stay where they are when a topic grows. From LevelAnchors on.
+	Added bool
 }
 
 // Replica is one partition's log on one broker.

@@ -42,6 +42,7 @@ const (
 const (
 	flagBusy  = 1 // target, abandoned and retired replicas follow
 	flagMoved = 2
+	flagAdded = 4 // from LevelAnchors on
 )
 
 func (p *Partition) busy() bool { return p.Target != nil || p.Abandoned != nil || p.Retired != nil }
@@ -164,6 +165,9 @@ func (t *Topic) write(w *writer, version byte) {
 		}
 		if p.Moved {
 			flags |= flagMoved
+		}
+		if p.Added {
+			flags |= flagAdded
 		}
 		w.uint(flags)
 		if !p.busy() {
@@ -379,8 +383,8 @@ func (r *reader) topic(version byte) Topic {
 		p := Partition{Shard: r.uint()}
 		p.Replicas = r.replicas(MaxBrokers)
 		if version >= versionMoves {
-			flags := r.small(flagBusy|flagMoved, "flags")
-			p.Moved = flags&flagMoved != 0
+			flags := r.small(flagBusy|flagMoved|flagAdded, "flags")
+			p.Moved, p.Added = flags&flagMoved != 0, flags&flagAdded != 0
 			if flags&flagBusy != 0 {
 				p.Target, p.Abandoned, p.Retired = r.replicas(MaxBrokers), r.replicas(MaxBrokers), r.replicas(MaxReplicas)
 				if !p.busy() {

@@ -26,13 +26,18 @@ const LevelMoves = 1
 // groups: a replica of a program that doesn't know them could not apply them.
 const LevelGroups = 2
 
+// LevelAnchors is the feature level from which on a topic that grows says which partitions it was made
+// with: groups' anchors stay among these.
+const LevelAnchors = 3
+
 // Level is the highest feature level that this program knows.
-const Level = LevelGroups
+const Level = LevelAnchors
 
 // levels says for people what each level brings.
 var levels = [...]string{
-	LevelMoves:  "partitions move: drain, balance, healing, other replicas",
-	LevelGroups: "consumer groups",
+	LevelMoves:   "partitions move: drain, balance, healing, other replicas",
+	LevelGroups:  "consumer groups",
+	LevelAnchors: "groups keep their partitions when their topic grows",
 }
 
 // LevelText says what a feature level brings.
@@ -280,6 +285,9 @@ func (p *Partition) follows(was *Partition, name string, nextReplica uint64) err
 		if !slices.Contains(was.Replicas, r) && !slices.Contains(was.Target, r) {
 			return invalid("replica %d of partition %s was not a target's", r.ID, name)
 		}
+	}
+	if p.Added != was.Added {
+		return invalid("partition %s was there from the beginning, or was not: that doesn't change", name)
 	}
 	if !p.Moved && (was.Moved || len(without(was.Replicas, p.Replicas)) > 0 || len(p.Replicas) != len(was.Replicas)) {
 		return invalid("partition %s has other replicas than its first ones, and says it hasn't", name)

@@ -187,3 +187,49 @@ func TestOlderValues(t *testing.T) {
 		t.Errorf("a version that doesn't fit the level: %v\n%s", err, hex.Dump(mixed[:8]))
 	}
 }
+
+// Which partitions a topic was made with, and which were added, is told and never changes: groups' anchors go by it.
+func TestAddedPartitions(t *testing.T) {
+	t.Parallel()
+	c := sample()
+	c.FeatureLevel = LevelAnchors
+	top := &c.Topics[0]
+	made := int32(len(top.Partitions))
+	if top.Anchors() != made {
+		t.Fatalf("anchors are among %d of %d partitions", top.Anchors(), made)
+	}
+	grown := c.Clone()
+	grown.Epoch, grown.Previous = c.Epoch+1, c.Hash()
+	top = grown.Topic(top.Name)
+	for range 2 {
+		top.Partitions = append(top.Partitions, Partition{Shard: grown.TakeShard(), Replicas: []Replica{{ID: grown.TakeReplica(), Broker: grown.Brokers[0].ID}}, Added: true})
+	}
+	if err := errors.Join(grown.Validate(), grown.Follows(c)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := grown.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := Decode(b)
+	if err != nil || !reflect.DeepEqual(back, grown) || back.Topic(top.Name).Anchors() != made {
+		t.Fatalf("read back: %v, anchors among %d", err, back.Topic(top.Name).Anchors())
+	}
+	for name, spoil := range map[string]func(next *Config, t *Topic){
+		"at a lower level":       func(next *Config, _ *Topic) { next.FeatureLevel = LevelGroups },
+		"the first one":          func(_ *Config, t *Topic) { t.Partitions[0].Added = true },
+		"before one that wasn't": func(_ *Config, t *Topic) { t.Partitions[made+1].Added = false },
+	} {
+		bad := grown.Clone()
+		if spoil(bad, bad.Topic(top.Name)); bad.Validate() == nil {
+			t.Errorf("%s: taken for valid", name)
+		}
+	}
+	next := grown.Clone()
+	next.Epoch, next.Previous = grown.Epoch+1, grown.Hash()
+	next.Topic(top.Name).Partitions[made].Added = false
+	next.Topic(top.Name).Partitions[made+1].Added = false
+	if next.Follows(grown) == nil {
+		t.Error("a partition that was added became one from the beginning")
+	}
+}

@@ -57,7 +57,7 @@ func (c *Config) RecoverOn(broker uint64) {
 					}
 				}
 			}
-			*p = Partition{Shard: p.Shard, Retired: retired}
+			*p = Partition{Shard: p.Shard, Retired: retired, Added: p.Added}
 			switch {
 			case ok:
 				p.Replicas = []Replica{r}

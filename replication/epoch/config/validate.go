@@ -126,6 +126,9 @@ func (c *Config) validateTopics() error {
 				return invalid("partition %s/%d has shard %d, which is taken or was never given out", t.Name, n, p.Shard)
 			}
 			shards[p.Shard] = true
+			if p.Added && (n == 0 || c.FeatureLevel < LevelAnchors) || n > 0 && t.Partitions[n-1].Added && !p.Added {
+				return invalid("partition %s/%d: those that were added are a topic's last ones, and are told of from feature level %d on, this is %d", t.Name, n, LevelAnchors, c.FeatureLevel)
+			}
 			if len(p.Replicas) == 0 && !t.Purge {
 				return invalid("partition %s/%d has no replica", t.Name, n)
 			}
