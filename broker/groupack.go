@@ -89,6 +89,9 @@ func (a *ackSubject) item(body []byte, hop bool) (group.AckItem, *wire.Error) {
 		if err := json.Unmarshal(rest, &q); err != nil || q.DelayMS == nil || *q.DelayMS < 0 {
 			return item, badRequest(`%s %q: allowed is %s or %s {"delay_ms":1000}`, ackNak, clip(rest), ackNak, ackNak)
 		}
+		if *q.DelayMS > group.MaxDelayMS { // by itself: acks of one burst go on together
+			return item, badRequest("%s with a delay of %d ms: 0 to %d are allowed", ackNak, *q.DelayMS, int64(group.MaxDelayMS))
+		}
 		item.DelayMS = *q.DelayMS
 	case ackReturn:
 		if hop {

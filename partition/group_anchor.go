@@ -185,7 +185,7 @@ func (p *Partition) syncGroup(ctx context.Context, y group.Sync) (none group.Ass
 			if err := gl.flushed(ctx, gl.mark(g)); err != nil {
 				return none, err
 			}
-			y.Partitions = 0 // it is in the log now
+			y.Partitions, y.Generation = 0, 0 // it is in the log now, or as much of it as is believed at once
 			continue
 		}
 		if a.Generation != y.Generation {

@@ -99,11 +99,12 @@ func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none 
 			newest := max(l.Generation, g.lease.wanted)
 			return group.Lease{Generation: newest}, describe(ErrStaleGeneration, "%s: group %s: generation %d gives the partition to another, yours is %d: ask the group's anchor", p.name, r.Group, newest, r.Generation)
 		}
-		g.lease.wanted = r.Generation
+		generation := group.Believable(max(l.Generation, g.lease.wanted), r.Generation)
+		g.lease.wanted = generation
 		// A holder that asks without its token begins anew, after it gave itself up for lost: what it did under the
 		// old token may still be going on, so it gets a new one.
 		if mine || !l.Held || now >= g.lease.deadline {
-			code, token, err := gl.commitOp(ctx, func(e *group.Entry) { e.Grant(r.Group, l.Token, r.Member, r.Generation) }, func(code group.Code, token uint64) {
+			code, token, err := gl.commitOp(ctx, func(e *group.Entry) { e.Grant(r.Group, l.Token, r.Member, generation) }, func(code group.Code, token uint64) {
 				if code == group.OK {
 					g.lease.token, g.lease.deadline = token, gl.p.now()+o.SessionMS
 					gl.wakeChange(g)
@@ -114,7 +115,7 @@ func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none 
 				return none, err
 			case code == group.OK:
 				l, _ := gl.leaseOf(g, o.SessionMS)
-				return group.Lease{Token: token, Next: l.Floor, Wanted: g.lease.wanted > r.Generation, Generation: r.Generation}, nil
+				return group.Lease{Token: token, Next: l.Floor, Wanted: g.lease.wanted > generation, Generation: r.Generation}, nil
 			}
 			continue // someone else was faster: what stands now is judged anew
 		}

@@ -347,6 +347,54 @@ func TestGenerationsThatNobodyReachesAreRefused(t *testing.T) {
 	}
 }
 
+// A generation just below the end of the numbers is believed to a bounded leap: however many such requests come, the next member
+// that does as it is told gets the partition, after a few rounds with the anchor.
+func TestNoGenerationIsTheLast(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.open()
+	ctx := context.Background()
+	for range 3 {
+		l, err := r.lease("fool", maxGeneration-1, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.commitGroup("fool", l.Token, -1, true); err != nil { // given back
+			t.Fatal(err)
+		}
+	}
+	join := group.Join{Group: "g", Member: group.Member{ID: "a"}, Partitions: 1}
+	a := must[group.Assignment](t)(r.p.JoinGroup(ctx, join))
+	var err error
+	for round := 0; ; round++ {
+		var l group.Lease
+		if l, err = r.lease("a", a.Generation, 0, 0); err == nil {
+			break
+		}
+		wantError(t, err, ErrStaleGeneration)
+		if l.Generation >= maxGeneration/2 || round > 5 {
+			t.Fatalf("round %d: generation %d is named", round, l.Generation)
+		}
+		join.Generation = l.Generation
+		a = must[group.Assignment](t)(r.p.JoinGroup(ctx, join))
+	}
+	// And likewise where it is the anchor that is told such a number.
+	for range 3 {
+		if _, err := r.p.SyncGroup(ctx, group.Sync{Group: "g", Member: "a", Generation: maxGeneration - 1}); err != nil {
+			t.Fatal(err)
+		}
+		join.Generation = maxGeneration - 1
+		a = must[group.Assignment](t)(r.p.JoinGroup(ctx, join))
+	}
+	if a.Generation > maxGeneration/2 {
+		t.Fatalf("the anchor is at generation %d", a.Generation)
+	}
+	join = group.Join{Group: "g", Member: group.Member{ID: "b"}, Partitions: 1}
+	if b := must[group.Assignment](t)(r.p.JoinGroup(ctx, join)); b.Generation <= a.Generation {
+		t.Fatalf("another member's joining is generation %d after %d", b.Generation, a.Generation)
+	}
+}
+
 // A join that is refused for the number of groups leaves nothing behind, however many there are.
 func TestRefusedJoinsLeaveNothing(t *testing.T) {
 	t.Parallel()

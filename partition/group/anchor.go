@@ -93,6 +93,19 @@ type Coordinator struct {
 	known      uint64 // a generation that someone has heard of
 }
 
+// generationLeap is how far beyond what is known a generation is taken for true: no counting gets that far unheard of.
+const generationLeap = 1 << 32
+
+// Believable is what is taken for a generation that somebody names: the one named, but for a leap. One request with an absurd
+// number would else bring everybody to the end of the numbers, and the group would stand for ever. Whoever is
+// right about a higher number names it again, and is believed step by step.
+func Believable(known, named uint64) uint64 {
+	if named > known && named-known > generationLeap {
+		return known + generationLeap
+	}
+	return named
+}
+
 // NewCoordinator gives all members that the log knows a whole session from now on.
 func NewCoordinator(s *State, name string, now int64) *Coordinator {
 	c := &Coordinator{name: name, heard: map[string]int64{}, session: DefaultSessionMS}
@@ -132,8 +145,14 @@ func (c *Coordinator) Join(s *State, j *Join, now int64) (settled, full bool) {
 
 // note takes in what others know of the group and the topic.
 func (c *Coordinator) note(a *anchorState, generation uint64, partitions int32) {
-	if generation > c.known && generation < math.MaxInt64 {
-		c.known = generation
+	if generation < math.MaxInt64 {
+		known := c.known
+		if a != nil {
+			known = max(known, a.generation)
+		}
+		if b := Believable(known, generation); b > c.known {
+			c.known = b
+		}
 	}
 	c.partitions = max(c.partitions, partitions)
 	if a != nil {
