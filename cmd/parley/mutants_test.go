@@ -142,6 +142,63 @@ func (m *machine) look() bounds {
 		edits:  []edit{{machineFile, "	from, err := m.offsetAt(s.logTime-messageIDWindow.Milliseconds(), bounds{start: s.start, next: s.next})\n", "	from, err := s.next, error(nil)\n"}},
 		faults: "all-down", says: "was sent again and acked at|again, at offset", long: true,
 	},
+	{
+		// A broker goes on when the cluster has removed it.
+		name: "serve after removal",
+		edits: []edit{
+			{"broker/join.go", "			if c.Epoch > 0 && c.Broker(b.self()) == nil {\n", "			if c.Epoch > 0 && b.self() == 0 {\n"},
+			{"broker/join.go", "			if n := b.refusedEverywhere(ctx); n > 0 {\n", "			if n := b.refusedEverywhere(ctx); n > 0 && b.self() == 0 {\n"},
+		},
+		faults: "drain", says: "after it was removed",
+	},
+	{
+		// A replica that moved away stays open, and its data goes under it.
+		name:  "serve a replica after it was removed",
+		edits: []edit{{"broker/carry.go", "	closeSlots(k.b, gone)\n	for _, s := range gone {\n", "	for _, s := range gone {\n"}},
+		pkg:   "./broker", run: "TestMove|TestMovedAway",
+	},
+	{
+		// What isn't mentioned goes like what is retired.
+		name: "delete what the epoch doesn't mention",
+		edits: []edit{{"broker/trash.go", "	all := t.retired(c)\n", `	all := t.retired(c)
+	for _, id := range t.b.checkpoints.Checkpoints() {
+		shard, mentioned := uint64(0), false
+		for i := range c.Topics {
+			if p := c.Topics[i].Partitions; c.Topics[i].ID == id.Topic && int(id.Partition) < len(p) {
+				r, ok := p[id.Partition].On(t.b.self())
+				shard, mentioned = p[id.Partition].Shard, ok && r.ID == id.Replica
+			}
+		}
+		if !mentioned && shard != 0 {
+			all = append(all, retired{shard: shard, replica: id.Replica, log: id})
+		}
+	}
+`}},
+		pkg: "./broker", run: "TestMovedAway",
+	},
+	{
+		// A replica counts as a voter before it has anything.
+		name:  "promote before caught up",
+		edits: []edit{{"broker/mover_step.go", "	if !v.caught(r) {\n		return step{kind: stepWait", "	if r.ID == 0 {\n		return step{kind: stepWait"}},
+		pkg:   "./broker", run: "TestSteps|TestStepsInOrder|TestStepsWait|TestMoveCopies",
+	},
+	{
+		// Who leaves goes before who comes is a voter.
+		name:  "remove before promote",
+		edits: []edit{{"broker/mover_step.go", "	if len(extra) > 0 && (len(missing) == 0 || len(v.members.Voters) > most) {\n", "	if len(extra) > 0 && (len(v.members.Voters) > 1 || most == 0) {\n"}},
+		pkg:   "./broker", run: "TestSteps|TestStepsInOrder|TestStepsWait",
+	},
+	{
+		// A step is taken whatever the members are by now.
+		name: "ignore the config-change id",
+		edits: []edit{{"broker/mover.go", "		s.move.forget()\n		return p.Log().Change(", `		s.move.forget()
+		members, err := p.Log().Members(ctx)
+		if err != nil {
+			return err
+		}
+		return p.Log().Change(`}},
+		pkg: "./broker", run: "TestMoveComparesMembers",
+	},
 }
 
 // TestMutants: every mutant is found. Without -mutants it says only whether the edits still fit the
