@@ -1,10 +1,12 @@
 package raft
 
 import (
+	"bytes"
 	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +18,8 @@ import (
 const (
 	lockFile   = "OWNER"
 	statusFile = "dragonboat.ds"
+	// hostIDFile has an id that dragonboat gives the host. Nothing of ours refers to it: replicas are found by the epochs.
+	hostIDFile = "NODEHOST.ID"
 )
 
 // LockedError says who has a directory open, as far as they said.
@@ -158,6 +162,30 @@ func blankHostname(fsys vfs.FS, dir string) error {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return syncDir(fsys, dir)
+}
+
+// dropHostID takes a damaged host id away, at which dragonboat would panic. It makes another one.
+func dropHostID(fsys vfs.FS, dir string) (dropped bool, err error) {
+	name := fsys.PathJoin(dir, hostIDFile)
+	f, err := fsys.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", name, err)
+	}
+	data, err := io.ReadAll(f)
+	_ = f.Close()
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(data) >= 8 && bytes.Equal(data[:8], statusHash(data[8:])) {
+		return false, nil
+	}
+	if err := fsys.Remove(name); err != nil {
+		return false, fmt.Errorf("take damaged %s away: %w", name, err)
+	}
+	return true, syncDir(fsys, dir)
 }
 
 func statusHash(msg []byte) []byte {

@@ -105,6 +105,11 @@ func NewHost(c Config) (*Host, error) {
 		h.config.pebble = true
 		h.logger.Info().Str("dir", c.Dir).Msg("raft directory was made by an earlier version and keeps its Pebble log: a broker that is replaced gets the journal, which writes half as much")
 	}
+	if dropped, err := dropHostID(fsys, c.Dir); err != nil {
+		return nil, err
+	} else if dropped {
+		h.logger.Warn().Str("file", fsys.PathJoin(c.Dir, hostIDFile)).Msg("the host id that dragonboat gave this directory is damaged and is made anew: nothing refers to it")
+	}
 	h.transport = newTransport(listener, &c, h.warn)
 	h.transport.spare = h.spare
 	h.transport.screen = h.screen

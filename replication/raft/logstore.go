@@ -35,8 +35,11 @@ const storeBytes = 64 << 20
 // dragonboat's Pebble store, and keeps it.
 func keepsJournal(fsys vfs.FS, dir string) (bool, error) {
 	status, err := readStatus(fsys, dir)
-	if err != nil || status == nil {
+	if err != nil {
 		return true, err
+	}
+	if status == nil {
+		return true, foreignData(fsys, dir)
 	}
 	switch name := fsys.PathJoin(dir, statusFile); {
 	case status.LogdbType == journalStore && status.BinVer > journalFormat:
@@ -45,6 +48,33 @@ func keepsJournal(fsys vfs.FS, dir string) (bool, error) {
 		return true, fmt.Errorf("raft directory %s: %w: its log store is %q, this program knows %q: start the newer program", name, format.ErrNewer, status.LogdbType, journalStore)
 	}
 	return status.LogdbType == journalStore, nil
+}
+
+// foreignData refuses a directory without a status file that holds another log store's data: our own would begin empty
+// beside it, without all that was acked.
+func foreignData(fsys vfs.FS, dir string) error {
+	hosts, err := list(fsys, dir)
+	if err != nil {
+		return fmt.Errorf("list raft directory: %w", err)
+	}
+	for _, host := range hosts {
+		if info, err := fsys.Stat(fsys.PathJoin(dir, host)); err != nil || !info.IsDir() {
+			continue
+		}
+		deployments, err := list(fsys, fsys.PathJoin(dir, host))
+		if err != nil {
+			return fmt.Errorf("list raft directory: %w", err)
+		}
+		for _, deployment := range deployments {
+			for _, store := range []string{"logdb-0", "logdb"} {
+				if _, err := fsys.Stat(fsys.PathJoin(dir, host, deployment, store)); err == nil {
+					return fmt.Errorf("%w: %s is missing, and there is %s: restore it from a backup of this directory",
+						ErrForeignDirectory, fsys.PathJoin(dir, statusFile), fsys.PathJoin(dir, host, deployment, store))
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // readStatus reads dragonboat's status file: the last 8 bytes of the MD5 of a protobuf message, then
@@ -84,6 +114,9 @@ func (f storeFactory) Create(c config.NodeHostConfig, _ config.LogDBCallback, di
 	o := journal.Options{
 		SegmentBytes: h.config.SegmentBytes,
 		OnError:      func(err error) { h.fatal(fmt.Errorf("raft log: %w", err)) },
+		OnMended: func(what string) {
+			h.logger.Warn().Str("damage", what).Msg("raft journal was damaged where it costs nothing, and is mended")
+		},
 	}
 	fsys := vfs.Default
 	if h.config.FS != nil {

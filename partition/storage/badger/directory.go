@@ -88,8 +88,9 @@ func checkVersion(dir string) error {
 			return err
 		}
 		for _, f := range entries {
-			if f.Name() == badgerManifest || strings.HasSuffix(f.Name(), vlogExt) {
-				return fmt.Errorf("%s: %w: there is a database, but no file %s that says whose", d, storage.ErrFormat, versionFile)
+			switch name := f.Name(); {
+			case name == badgerManifest, strings.HasSuffix(name, vlogExt), strings.HasSuffix(name, tableExt), strings.HasSuffix(name, memExt):
+				return fmt.Errorf("%s: %w: there is a database (%s), but this file, which says whose, is missing", path, storage.ErrFormat, filepath.Join(d, name))
 			}
 		}
 	}

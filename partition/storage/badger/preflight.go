@@ -37,6 +37,9 @@ func (e *Engine) preflight() (interrupted []uint32, err error) {
 	if interrupted, err = e.readCollectNote(); err != nil {
 		return nil, err
 	}
+	if err := e.checkKeyRegistry(); err != nil {
+		return nil, err
+	}
 	if err := e.checkTables(names); err != nil {
 		return nil, err
 	}
@@ -50,6 +53,25 @@ func (e *Engine) preflight() (interrupted []uint32, err error) {
 		return nil, err
 	}
 	return interrupted, storage.SyncDir(e.files)
+}
+
+// checkKeyRegistry repairs the list of encryption keys, which is empty, since nothing is encrypted: 16 bytes of anything and a
+// text. Badger takes a damaged one for that of another key and doesn't open.
+func (e *Engine) checkKeyRegistry() error {
+	const random, text = 16, "Hello Badger"
+	path := filepath.Join(e.files, badgerKeys)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // Badger makes it
+	}
+	if err != nil {
+		return err
+	}
+	if len(b) == random+len(text) && string(b[random:]) == text {
+		return nil
+	}
+	e.log.Warningf("%s: it is damaged and is written anew: it holds nothing, since nothing is encrypted", path)
+	return writeDurably(path, append(make([]byte, random), text...))
 }
 
 // checkMemtableLogs removes empty ones: Badger empties a file before it removes

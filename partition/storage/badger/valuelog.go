@@ -23,6 +23,7 @@ const (
 	tableExt       = ".sst"
 	badgerManifest = "MANIFEST"
 	badgerDiscard  = "DISCARD"
+	badgerKeys     = "KEYREGISTRY"
 )
 
 // Value log files and memtable logs have the same bytes: a header of 20 bytes,

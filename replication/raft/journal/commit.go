@@ -193,7 +193,7 @@ func (j *Journal) write(taken []*request) error {
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("sync raft journal %s: %w", s.name, err)
 	}
-	return nil
+	return j.noteEnd(reached{batch: j.batch, segment: s.number, offset: uint64(at)})
 }
 
 func (j *Journal) put(s *segment, at *int64, b []byte) error {

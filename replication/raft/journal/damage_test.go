@@ -54,11 +54,27 @@ func (d *disk) copy() *disk {
 }
 
 // Wherever a bit of what was acknowledged turns, the journal isn't opened, and the error names the place; or the bit
-// means nothing. Only the last batch of a journal that wasn't closed may be taken for one that was never finished.
+// means nothing. Only after a power cut that left an
+// older END may the last batch be taken for one that was never finished.
 func TestTurnedBits(t *testing.T) {
 	t.Parallel()
-	for _, closed := range []bool{false, true} {
-		d, steps := filled(t, 3, closed)
+	for _, how := range []string{"killed", "closed", "power cut"} {
+		d, steps := filled(t, 3, how == "closed")
+		if how == "power cut" {
+			// END says two batches less.
+			end := d.names["/j/"+endFile].data
+			newest, ok := parseReached(end[:endNote], identity(d))
+			if other, also := parseReached(end[endPage:endPage+endNote], identity(d)); !ok || !also {
+				t.Fatal("END can't be read")
+			} else if other.batch > newest.batch {
+				newest = other
+			}
+			newest.batch -= 2
+			for at := 0; at < endBytes; at += endPage {
+				newest.encode(end[at:], identity(d))
+			}
+			d = d.copy()
+		}
 		want, without := meant(steps), meant(steps[:len(steps)-1])
 		refused, harmless, dropped := 0, 0, 0
 		newest := ""
@@ -93,15 +109,15 @@ func TestTurnedBits(t *testing.T) {
 				switch {
 				case err == nil:
 					harmless++
-				case !closed && name == newest && without.differs(j, true) == nil:
+				case how == "power cut" && name == newest && without.differs(j, true) == nil:
 					dropped++
 				default:
-					t.Fatalf("closed %v: %s at %d: opened, but %v", closed, name, at, err)
+					t.Fatalf("%s: %s at %d: opened, but %v", how, name, at, err)
 				}
 			}
 		}
-		t.Logf("closed %v: refused %d, harmless %d (spaces between frames, what is behind the end), last batch dropped %d", closed, refused, harmless, dropped)
-		if refused < 1000 || closed != (dropped == 0) {
+		t.Logf("%s: refused %d, harmless %d (spaces between frames, what is behind the end), last batch dropped %d", how, refused, harmless, dropped)
+		if refused < 1000 || (how == "power cut") == (dropped == 0) {
 			t.Errorf("refused %d, dropped %d", refused, dropped)
 		}
 	}
@@ -147,24 +163,14 @@ func TestMissingFiles(t *testing.T) {
 	t.Parallel()
 	d, steps := filled(t, 3, true)
 	want, refused := meant(steps), 0
-	newest := ""
-	for name := range d.names {
-		if strings.HasSuffix(name, segmentSuffix) && name > newest {
-			newest = name
-		}
-	}
 	for name, node := range d.names {
 		if strings.Contains(name, sparePrefix) {
 			continue
 		}
 		c := d.copy()
 		delete(c.names, name)
-		// That the newest is missing can't be seen, and nobody deletes just that.
-		if _, err := Open("/j", testOptions(c)); name != newest && !errors.Is(err, ErrDamaged) {
+		if _, err := Open("/j", testOptions(c)); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name) {
 			t.Errorf("without %s: %v", name, err)
-		}
-		if name == newest {
-			continue
 		}
 		c = d.copy()
 		c.names[name].data = c.names[name].data[:len(node.data)/2]
@@ -183,6 +189,90 @@ func TestMissingFiles(t *testing.T) {
 	}
 	if refused < 2 {
 		t.Errorf("%d files were too short to be opened", refused)
+	}
+}
+
+// However much of a journal's end is gone, at whatever batch: what was acknowledged is missed.
+func TestMissingEnds(t *testing.T) {
+	t.Parallel()
+	d, _ := filled(t, 3, false)
+	newest := ""
+	for name := range d.names {
+		if strings.HasSuffix(name, segmentSuffix) && name > newest {
+			newest = name
+		}
+	}
+	s, cuts := newSalt(identity(d), number(newest)), 0
+	for off := segmentHeader; ; {
+		h, ok := parseHeader(d.names[newest].data[off:], &s)
+		if !ok {
+			break
+		}
+		c := d.copy()
+		c.names[newest].data = c.names[newest].data[:off]
+		_, err := Open("/j", testOptions(c))
+		var damage *DamageError
+		if !errors.As(err, &damage) || damage.File != newest || damage.Offset > int64(off) {
+			t.Fatalf("cut at %d: %v", off, err)
+		}
+		// Zeros, as of a file that was reserved.
+		c = d.copy()
+		clear(c.names[newest].data[off:])
+		if _, err := Open("/j", testOptions(c)); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("zeros from %d on: %v", off, err)
+		}
+		cuts++
+		off += frameSize(int(h.length))
+	}
+	if cuts < 3 {
+		t.Errorf("%d cuts", cuts)
+	}
+}
+
+// One of END's notes may be torn or damaged; without both of them nobody can say how far the journal went.
+func TestEndFile(t *testing.T) {
+	t.Parallel()
+	d, steps := filled(t, 3, false)
+	want := meant(steps)
+	for first := range 2 {
+		c := d.copy()
+		c.names["/j/"+endFile].data[first*endPage+20] ^= 1
+		o, told := testOptions(c), ""
+		o.OnMended = func(what string) { told = what }
+		j, err := Open("/j", o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := want.differs(j, true); err != nil || !strings.Contains(told, "/j/END") {
+			t.Errorf("%v, told %q", err, told)
+		}
+		o.OnMended = func(what string) { t.Error(what) }
+		if _, err := Open("/j", o); err != nil {
+			t.Error(err)
+		}
+		c = d.copy()
+		c.names["/j/"+endFile].data[20] ^= 1
+		c.names["/j/"+endFile].data[endPage+20] ^= 1
+		if _, err := Open("/j", testOptions(c)); !errors.Is(err, ErrDamaged) {
+			t.Error(err)
+		}
+	}
+	// A journal of before there was one gets it, and is complete from then on.
+	old := d.copy()
+	delete(old.names, "/j/"+endFile)
+	b := old.names["/j/"+identityFile].data
+	b[16] = 0
+	binary.LittleEndian.PutUint32(b[28:], crc32.Checksum(b[:28], castagnoli))
+	j, err := Open("/j", testOptions(old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := want.differs(j, true); err != nil {
+		t.Error(err)
+	}
+	delete(old.names, "/j/"+endFile)
+	if _, err := Open("/j", testOptions(old)); !errors.Is(err, ErrDamaged) {
+		t.Error(err)
 	}
 }
 

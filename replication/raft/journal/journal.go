@@ -10,12 +10,14 @@
 //   - batch.go     encoding what is to be saved together
 //   - commit.go    one write and one fsync for everybody who waits
 //   - segment.go   the files: made, sealed, used again
+//   - end.go       how far the journal went, beside the segments
 //   - recovery.go  reading them back; torn or damaged
 //   - cleaning.go  old segments: what is alive in them is copied to the end
 //   - read.go      entries read back
 //
 // Invariants, each of which a bug or a crash would like to break:
 //
+//   - What END says was reached was on disk before END said so. A journal that ends before that is damaged.
 //   - Batch n+1 is written only after batch n is on disk. So a damaged frame of batch n with a
 //     whole frame of batch n+1 anywhere behind it was acked once: it is damage, not a torn tail.
 //   - A batch counts whole or not at all: its last frame says that it is the last.
@@ -82,6 +84,8 @@ type Options struct {
 	SegmentBytes int64
 	// OnError is told once of the error after which nothing can be saved any more.
 	OnError func(error)
+	// OnMended is told of damage that cost nothing.
+	OnMended func(what string)
 
 	byHand bool // no goroutine cleans: a test calls tidy
 }
@@ -113,6 +117,9 @@ type Journal struct {
 	floor   uint64 // segments before it are not needed
 	scratch []byte
 	newest  int64 // where the newest batch began that Open found, in its segment
+	end     File  // END; nil on a file system in memory
+	endTurn uint8 // which of its notes was written last
+	note    [endNote]byte
 
 	wake    chan struct{} // the cleaner
 	stop    chan struct{}
@@ -169,6 +176,14 @@ func (j *Journal) Close() error {
 	defer j.mu.Unlock()
 	if j.broken == nil {
 		j.broken = ErrClosed
+	}
+	if j.end != nil {
+		if serr := j.syncEnd(); err == nil {
+			err = serr
+		}
+		if cerr := j.end.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("close %s of the raft journal: %w", endFile, cerr)
+		}
 	}
 	for _, s := range append(j.segments, j.spares...) {
 		s.use.Lock()

@@ -37,6 +37,9 @@ func Open(dir string, o Options) (*Journal, error) {
 		for _, s := range append(j.segments, j.spares...) {
 			_ = s.file.Close()
 		}
+		if j.end != nil {
+			_ = j.end.Close()
+		}
 		return nil, err
 	}
 	if !o.byHand {
@@ -54,7 +57,7 @@ func (j *Journal) open() error {
 	}
 	var numbers []uint64
 	var spares []string
-	known := false
+	known, hasEnd, promised := false, false, false
 	for _, name := range names {
 		if n, ok := segmentNumber(name); ok {
 			numbers = append(numbers, n)
@@ -63,24 +66,40 @@ func (j *Journal) open() error {
 			spares = append(spares, filepath.Join(j.dir, name))
 		}
 		known = known || name == identityFile
+		hasEnd = hasEnd || name == endFile
 	}
 	slices.Sort(numbers)
 	switch {
 	case known:
-		err = j.readIdentity()
+		promised, err = j.readIdentity()
 	case len(numbers) > 0:
 		err = &DamageError{filepath.Join(j.dir, identityFile), 0, "the file is missing, though there are segments"}
 	default:
-		err = j.writeIdentity()
+		hasEnd = false // of a beginning that didn't get as far as this
+		err = j.newIdentity()
 	}
 	if err != nil {
 		return err
 	}
-	if err := j.replay(numbers); err != nil {
+	end, err := j.readEnd(hasEnd, promised)
+	if err != nil {
+		return err
+	}
+	if err := j.replay(numbers, end); err != nil {
 		return err
 	}
 	if len(j.segments) > 0 {
 		if err := j.secure(); err != nil {
+			return err
+		}
+	}
+	if j.fs.Reusable() {
+		if err := j.beginEnd(hasEnd && promised); err != nil {
+			return err
+		}
+	}
+	if !known || j.end != nil && !promised {
+		if err := j.writeIdentity(); err != nil {
 			return err
 		}
 	}
@@ -109,40 +128,55 @@ func (j *Journal) open() error {
 	return nil
 }
 
-// The identity file is 32 bytes: the text "PRLYRJ1\n", the journal's id (uint64), 12 zeros, and the CRC-32C
-// of these 28 bytes.
+// The identity file is 32 bytes: the text "PRLYRJ1\n", the journal's id (uint64), 1 where there is an END (uint8), 11 zeros,
+// and the CRC-32C of these 28 bytes.
 const identitySize = 32
 
-func (j *Journal) readIdentity() error {
+func (j *Journal) readIdentity() (end bool, err error) {
 	name := filepath.Join(j.dir, identityFile)
 	f, err := j.fs.Open(name)
 	if err != nil {
-		return fmt.Errorf("open raft journal: %w", err)
+		return false, fmt.Errorf("open raft journal: %w", err)
 	}
 	b := make([]byte, identitySize)
 	n, err := f.ReadAt(b, 0)
 	_ = f.Close()
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %s: %w", name, err)
+		return false, fmt.Errorf("read %s: %w", name, err)
 	}
 	if err := newerFile(name, b); err != nil {
-		return err
+		return false, err
 	}
 	if n < identitySize || string(b[:8]) != segmentMagic || crc32.Checksum(b[:28], castagnoli) != binary.LittleEndian.Uint32(b[28:]) {
-		return &DamageError{name, 0, "it isn't what a journal has"}
+		return false, &DamageError{name, 0, "it isn't what a journal has"}
 	}
 	j.id = binary.LittleEndian.Uint64(b[8:])
+	return b[16] == endKnown, nil
+}
+
+// newIdentity draws an id.
+func (j *Journal) newIdentity() error {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return fmt.Errorf("make raft journal: %w", err)
+	}
+	j.id = binary.LittleEndian.Uint64(b[:])
 	return nil
 }
 
 func (j *Journal) writeIdentity() error {
 	b := make([]byte, identitySize)
 	copy(b, segmentMagic)
-	if _, err := rand.Read(b[8:16]); err != nil {
-		return fmt.Errorf("make raft journal: %w", err)
+	binary.LittleEndian.PutUint64(b[8:], j.id)
+	if j.end != nil {
+		b[16] = endKnown
 	}
 	binary.LittleEndian.PutUint32(b[28:], crc32.Checksum(b[:28], castagnoli))
-	name := filepath.Join(j.dir, identityFile)
+	return j.writeFile(filepath.Join(j.dir, identityFile), b)
+}
+
+// writeFile makes a file hold b, durably, or leaves it as it was.
+func (j *Journal) writeFile(name string, b []byte) error {
 	f, err := j.fs.Create(name + ".new")
 	if err != nil {
 		return fmt.Errorf("make raft journal: %w", err)
@@ -163,12 +197,11 @@ func (j *Journal) writeIdentity() error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	j.id = binary.LittleEndian.Uint64(b[8:])
 	return nil
 }
 
-// replay reads all segments into the index.
-func (j *Journal) replay(numbers []uint64) error {
+// replay reads all segments into the index. They have to go as far as end.
+func (j *Journal) replay(numbers []uint64, end reached) error {
 	var openings []opening
 	for i, number := range numbers {
 		if i > 0 && number != numbers[i-1]+1 {
@@ -208,6 +241,10 @@ func (j *Journal) replay(numbers []uint64) error {
 		if err := j.scan(s, bound); err != nil {
 			return err
 		}
+	}
+	// First of all: a floor may be in what is missing at the end.
+	if err := j.reaches(end); err != nil {
+		return err
 	}
 	if len(numbers) > 0 && numbers[0] > j.floor {
 		return &DamageError{j.segmentName(j.floor), 0, "the segment is missing"}

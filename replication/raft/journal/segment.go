@@ -70,6 +70,9 @@ func (j *Journal) segment(number uint32) *segment {
 
 // rotate begins a new segment. All of the old one is on disk: each batch was synced.
 func (j *Journal) rotate(old *segment) (*segment, error) {
+	if err := j.syncEnd(); err != nil {
+		return nil, err
+	}
 	s, err := j.follow(old.number+1, uint64(old.end))
 	if err != nil {
 		return nil, err
