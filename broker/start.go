@@ -255,6 +255,9 @@ func (b *Broker) openEpochs(initial []epoch.Listed) (err error) {
 		OnCut: func(n int64) {
 			c.Logger.Warn().Int64("bytes", n).Msg("cut an epoch that was never decided off the journal")
 		},
+		OnMended: func(what string) {
+			c.Logger.Warn().Str("damage", what).Msg("what is beside the journal of epochs was damaged where it costs nothing, and is mended")
+		},
 	}
 	if b.id.Peers {
 		o.Genesis = nil

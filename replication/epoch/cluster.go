@@ -67,6 +67,8 @@ type Options struct {
 	// OnCut is told how many bytes of an undecided entry were cut at the end of
 	// the journal.
 	OnCut func(bytes int64)
+	// OnMended is told of damage beside the journal that cost nothing.
+	OnMended func(what string)
 	// OnRefused is told, at most every ten seconds for the same, of messages that were
 	// refused here or by a peer for a reason that people should see.
 	OnRefused func(paxos.Refusal)
@@ -165,6 +167,9 @@ func Open(o Options) (*Cluster, error) {
 	}
 	if cut > 0 && o.OnCut != nil {
 		o.OnCut(cut)
+	}
+	if j.mended != "" && o.OnMended != nil {
+		o.OnMended(j.mended)
 	}
 	c := &Cluster{o: o, watchers: map[chan *config.Config]func() bool{}, stopped: make(chan struct{}),
 		inbox: make(chan received, MaxInbox), orders: make(chan func(*owner)), proposals: make(chan *proposal, MaxProposals),

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -222,6 +224,14 @@ func TestTornAndDamaged(t *testing.T) {
 		t.Fatal("a damaged journal was changed")
 	}
 	write(t, dir, whole[:len(whole)-block])
+	if _, err := Open(Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now}); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("a journal without its last marker, which was written: %v", err)
+	}
+	// The power went before that marker was written.
+	older := append(ending{number: 1}.encode(), make([]byte, endPage-block)...)
+	if err := os.WriteFile(filepath.Join(dir, endName), append(older, older...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if s := open(t, dir); s.Current().Epoch != 2 {
 		t.Errorf("epoch %d after a torn commit", s.Current().Epoch)
 	} else {
@@ -237,6 +247,81 @@ func write(t *testing.T, dir string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, journalName), b, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestEndOfJournal: what says how far the journal went is needed, in one of two copies, once it was promised.
+func TestEndOfJournal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	propose(t, s, 2)
+	s.Close()
+	path := filepath.Join(dir, endName)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Dir: dir, Genesis: genesis, Self: self1, Clock: time.Now}
+	for page := 0; page < endBytes; page += endPage {
+		bad, told := bytes.Clone(whole), ""
+		bad[page+9] ^= 1
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o.OnMended = func(what string) { told = what }
+		s, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if !strings.Contains(told, path) {
+			t.Errorf("told %q", told)
+		}
+		if _, _, good, err := readEnding(diskDirectory(dir)); good != 2 || err != nil {
+			t.Errorf("%d notes are good, %v", good, err)
+		}
+	}
+	for what, b := range map[string][]byte{"nothing": {}, "zeros": make([]byte, endBytes), "no file": nil} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if b != nil {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Open(o); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// A journal of before there was such a file gets it.
+	f := diskDirectory(dir)
+	b, err := f.read(journalName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, _, err := scan(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range entries {
+		entries[i].ended = false
+	}
+	os.Remove(path)
+	j, err := rewriteJournal(f, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	os.Remove(path)
+	if s, err = Open(o); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	os.Remove(path)
+	if _, err := Open(o); !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
 	}
 }
 

@@ -61,12 +61,19 @@ type entry struct {
 	kind    kind
 	epoch   uint64
 	payload []byte
+	ended   bool // a start from which on the file beside the journal says where it ends
 }
 
 type journal struct {
 	f    file
 	size int64 // the end of the last committed entry
 	dead int64 // bytes of entries that nothing needs any more
+
+	dir    directory
+	end    file   // nil until something is noted
+	number uint64 // of the newest note
+	boot   uint64 // the last start in the journal
+	mended string // damage that costs nothing
 }
 
 // openJournal opens or creates the journal and returns its committed entries.
@@ -89,7 +96,11 @@ func openJournal(dir directory) (j *journal, entries []entry, cut int64, err err
 		f.Close()
 		return nil, nil, 0, format.Corrupt(ErrCorrupt, fmt.Errorf("%s: %w", dir.path(journalName), err))
 	}
-	j = &journal{f: f, size: end}
+	j = &journal{f: f, size: end, dir: dir}
+	if err := j.reaches(entries); err != nil {
+		f.Close()
+		return nil, nil, 0, err
+	}
 	if end == 0 {
 		err = j.write(fileHeader, 0)
 		j.size = block
@@ -111,6 +122,12 @@ func openJournal(dir directory) (j *journal, entries []entry, cut int64, err err
 // append writes an entry and, once it is durable, its marker. After an error
 // nothing more may be appended: what the file holds is no longer known.
 func (j *journal) append(e entry) error {
+	if e.ended {
+		// Before the journal says that there is one.
+		if err := j.note(j.size); err != nil {
+			return err
+		}
+	}
 	frame := appendFrame(nil, e)
 	if err := j.write(frame, j.size); err != nil {
 		return fmt.Errorf("write epoch %d: %w", e.epoch, err)
@@ -119,7 +136,10 @@ func (j *journal) append(e entry) error {
 		return fmt.Errorf("commit epoch %d: %w", e.epoch, err)
 	}
 	j.size += int64(len(frame)) + block
-	return nil
+	if n, size := binary.Uvarint(e.payload); e.kind == kindBoot && size > 0 {
+		j.boot = n
+	}
+	return j.note(j.size)
 }
 
 func (j *journal) write(b []byte, at int64) error {
@@ -129,10 +149,26 @@ func (j *journal) write(b []byte, at int64) error {
 	return j.f.Sync()
 }
 
-func (j *journal) close() error { return j.f.Close() }
+func (j *journal) close() error {
+	err := j.f.Close()
+	if j.end != nil {
+		err = errors.Join(err, j.end.Sync(), j.end.Close())
+	}
+	return err
+}
 
 // rewriteJournal replaces the journal by one with the given entries.
 func rewriteJournal(dir directory, entries []entry) (*journal, error) {
+	was, _, _, err := readEnding(dir)
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{dir: dir, number: was.number}
+	for _, e := range entries {
+		if n, size := binary.Uvarint(e.payload); e.kind == kindBoot && size > 0 {
+			j.boot = n
+		}
+	}
 	f, err := dir.open(journalName+".new", true)
 	if err != nil {
 		return nil, fmt.Errorf("rewrite epoch journal: %w", err)
@@ -147,22 +183,35 @@ func rewriteJournal(dir directory, entries []entry) (*journal, error) {
 		err = f.Sync()
 	}
 	if err == nil {
+		err = j.noteDurably(0) // the new one is shorter
+	}
+	if err == nil {
 		err = dir.rename(journalName+".new", journalName)
 	}
 	if err == nil {
 		err = dir.sync()
 	}
+	if err == nil {
+		j.f, j.size = f, int64(len(b))
+		err = j.noteDurably(j.size)
+	}
 	if err != nil {
 		f.Close()
+		if j.end != nil {
+			j.end.Close()
+		}
 		return nil, fmt.Errorf("rewrite epoch journal: %w", err)
 	}
-	return &journal{f: f, size: int64(len(b))}, nil
+	return j, nil
 }
 
 func appendFrame(b []byte, e entry) []byte {
 	var h [frameHeader]byte
 	binary.LittleEndian.PutUint32(h[0:], frameMagic)
 	h[4] = byte(e.kind)
+	if e.ended {
+		h[5] = 1
+	}
 	binary.LittleEndian.PutUint64(h[8:], e.epoch)
 	binary.LittleEndian.PutUint32(h[16:], uint32(len(e.payload)))
 	binary.LittleEndian.PutUint32(h[20:], checksum(e.payload))
@@ -244,9 +293,14 @@ func parseFrame(b []byte) (e entry, length int64, ok bool) {
 	if n > maxPayload || length > int64(len(b)) {
 		return entry{}, 0, false
 	}
-	e = entry{kind: kind(b[4]), epoch: binary.LittleEndian.Uint64(b[8:]), payload: b[frameHeader : frameHeader+n]}
+	e = entry{kind: kind(b[4]), epoch: binary.LittleEndian.Uint64(b[8:]), payload: b[frameHeader : frameHeader+n], ended: b[5] == 1}
 	if checksum(e.payload) != binary.LittleEndian.Uint32(b[20:]) {
 		return entry{}, 0, false
+	}
+	for _, fill := range b[frameHeader+n : length] {
+		if fill != 0 {
+			return entry{}, 0, false
+		}
 	}
 	return e, length, true
 }

@@ -80,7 +80,7 @@ func whoIs(self config.Broker, c *config.Config) (paxos.Member, error) {
 }
 
 func bootEntry(n uint64) entry {
-	return entry{kind: kindBoot, payload: binary.AppendUvarint(nil, n)}
+	return entry{kind: kindBoot, payload: binary.AppendUvarint(nil, n), ended: true}
 }
 
 // load reads the history, the acceptor's state and the boot counter.

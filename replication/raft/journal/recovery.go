@@ -360,18 +360,25 @@ func (j *Journal) frame(s *segment, in *window, off int64) (f found, size int, l
 		return f, 0, false, fmt.Sprintf("a frame of batch %d comes after batch %d", h.batch, j.batch), nil
 	}
 	newer := foreign(s.name, off, b)
-	payload, err := in.at(off+frameHeader, int(h.length))
+	payload, err := in.at(off+frameHeader, frameSize(int(h.length))-frameHeader)
 	if err != nil {
 		return f, 0, false, "", err
 	}
 	if payload == nil {
 		return f, 0, false, "a frame is cut off", nil
 	}
+	fill := payload[h.length:]
+	payload = payload[:h.length]
 	if crc32.Checksum(payload, castagnoli) != h.payload {
 		return f, 0, false, "a frame's CRC is wrong", nil
 	}
 	if newer != nil {
 		return f, 0, false, "", newer
+	}
+	for _, b := range fill {
+		if b != 0 {
+			return f, 0, false, "what fills a frame up isn't zero", nil
+		}
 	}
 	f = found{kind: h.kind, at: place{s.number32(), uint32(off), uint32(frameSize(int(h.length)))}}
 	switch h.kind {
