@@ -25,7 +25,7 @@ func ownBroker() ([]string, error) {
 // brokerProcessCommand is the child's side.
 func (a *app) brokerProcessCommand() *cobra.Command {
 	var c broker.Config
-	level := "warn"
+	level, form := "warn", "console"
 	cmd := &cobra.Command{
 		Use: "broker-process", Hidden: true, Short: "Runs a broker until stdin ends", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,7 +33,11 @@ func (a *app) brokerProcessCommand() *cobra.Command {
 			if err != nil {
 				return usagef("--log-level %q: %v", level, err)
 			}
-			c.Logger = zerolog.New(zerolog.ConsoleWriter{Out: a.stderr, NoColor: true}).Level(parsed).With().Timestamp().Logger()
+			var out io.Writer = a.stderr
+			if form != "json" {
+				out = zerolog.ConsoleWriter{Out: a.stderr, NoColor: true}
+			}
+			c.Logger = zerolog.New(out).Level(parsed).With().Timestamp().Logger()
 			// A demo fits on any disk that it starts on.
 			c.FreeSpaceFloor = -1
 			b, err := broker.Start(cmd.Context(), c)
@@ -64,6 +68,10 @@ func (a *app) brokerProcessCommand() *cobra.Command {
 	flags.StringVar(&c.PeerListen, "peer-listen", "", "")
 	flags.StringVar(&c.InitialCluster, "initial-cluster", "", "")
 	flags.StringVar(&c.Name, "name", "", "")
+	flags.StringVar(&c.Join, "join", "", "")
+	flags.DurationVar(&c.TrashGrace, "trash-grace", 0, "")
+	flags.Int64Var(&c.CutBytes, "cut-bytes", 0, "")
 	flags.StringVar(&level, "log-level", level, "")
+	flags.StringVar(&form, "log-format", form, "")
 	return cmd
 }

@@ -20,12 +20,13 @@ const (
 	outcomeScrub       = "found by scrub"   // without anybody reading
 	outcomeHarmless    = "harmless"         // nothing that is needed was hit
 	outcomeOverwritten = "overwritten"      // the broker had written over it before anybody looked
+	outcomeReplayed    = "replayed"         // it was above the checkpoint: the Raft log brought it again, as after any end
 	outcomeMissed      = "not detected"
 	outcomeUnclear     = "ended unclearly" // a panic, a signal, or an error that doesn't name the file
 	outcomeUncounted   = "uncounted"
 )
 
-var outcomes = []string{outcomeRefused, outcomeStart, outcomeScrub, outcomeRead, outcomeHarmless, outcomeOverwritten, outcomeMissed, outcomeUnclear}
+var outcomes = []string{outcomeRefused, outcomeStart, outcomeScrub, outcomeRead, outcomeHarmless, outcomeReplayed, outcomeOverwritten, outcomeMissed, outcomeUnclear}
 
 // An overwrite is bytes that were changed in place.
 type overwrite struct {
@@ -147,8 +148,9 @@ func (c *corruption) change(data []byte, at int64, b []byte) bool {
 	return true
 }
 
-// corrupt damages a file; nil where it didn't lend itself to what was drawn.
-func corrupt(f *storedFile, rng *rand.Rand, wholeFile bool) (*corruption, error) {
+// corrupt damages a file; nil where it didn't lend itself to what was drawn. wholeFile allows what changes its size, onlyWhole
+// nothing else.
+func corrupt(f *storedFile, rng *rand.Rand, wholeFile, onlyWhole bool) (*corruption, error) {
 	data, err := usedPart(f.path)
 	if err != nil || len(data) == 0 {
 		return nil, err
@@ -163,7 +165,7 @@ func corrupt(f *storedFile, rng *rand.Rand, wholeFile bool) (*corruption, error)
 	}
 	d := drawDamage(rng)
 	c := &corruption{file: f, how: d.name, size: f.size}
-	if !d.make(c, rng, data, target) || !wholeFile && c.size != f.size {
+	if !d.make(c, rng, data, target) || !wholeFile && c.size != f.size || onlyWhole && c.size == f.size {
 		return nil, nil
 	}
 	c.judge(data)

@@ -171,6 +171,11 @@ func (f *storedFile) find() error {
 	}
 	end := f.size
 	switch f.kind.name {
+	case "raft-journal-end", "epoch-journal-end":
+		for at := int64(0); at < end; at += pageBytes { // a note a page
+			f.spans = append(f.spans, span{at, min(at+64, end), -1})
+		}
+		return nil
 	case "raft-journal":
 		var err error
 		if end, err = journalEnd(f.path); err != nil {

@@ -71,7 +71,7 @@ func (p *corruptionProof) round(ctx context.Context) error {
 		p.scrubbed(ctx, victim, all, logged)
 	}
 	healed := p.heals(ctx, victim)
-	if err := p.resolve(victim, all, logged); err != nil {
+	if err := p.resolve(victim, all, logged, healed); err != nil {
 		return err
 	}
 	if len(refused) > 0 && !wipe {
@@ -116,6 +116,9 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 	want := min(1+p.rng.IntN(p.f.atOnce), p.f.count-p.result.Count)
 	damaged, whole := map[string]int{}, 0
 	parts := map[int32]bool{}
+	// What is cut or taken away from under a running broker can't be put back as it was, and may keep it from starting: then
+	// there is nothing else in the round that could, or nobody would find out about it.
+	cutting := state != brokerRunning || p.rng.IntN(3) == 0
 	for tries := 0; len(all) < want && tries < 40*want; tries++ {
 		f := p.drawFile(files)
 		if f == nil {
@@ -125,9 +128,13 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 		if damaged[f.rel] > 0 && !values {
 			continue
 		}
-		// What cuts or takes away a value log leaves nothing of other damage to it. What is done to a running broker's files
-		// that can't be taken back is done once a round: it may refuse to start for it.
-		wholeFile := (!values || damaged[f.rel] == 0 && p.rng.IntN(4) == 0) && (state != brokerRunning || whole == 0)
+		// What cuts or takes away a value log leaves nothing of other damage to it.
+		wholeFile := (!values || damaged[f.rel] == 0 && p.rng.IntN(4) == 0) && cutting
+		if state == brokerRunning && cutting {
+			if wholeFile = wholeFile && whole == 0; !wholeFile && f.kind.refers && !values {
+				continue
+			}
+		}
 		if values {
 			// One partition's damage after the other's: the first that is found takes the replica away.
 			f = &storedFile{kind: f.kind, path: f.path, rel: f.rel, size: f.size, spans: slices.DeleteFunc(slices.Clone(f.spans), func(s span) bool { return parts[s.partition] })}
@@ -135,7 +142,7 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 				continue
 			}
 		}
-		c, err := corrupt(f, p.rng, wholeFile)
+		c, err := corrupt(f, p.rng, wholeFile, state == brokerRunning && cutting && f.kind.refers && !values)
 		if err != nil {
 			return nil, fmt.Errorf("damage %s: %w", f.rel, err)
 		}
@@ -334,7 +341,11 @@ func (p *corruptionProof) startAgain(ctx context.Context, b *clusterProcess, all
 			}
 			return refused, true, nil
 		}
-		if err := c.undo(); err != nil {
+		there, err := c.there()
+		if err == nil && there {
+			err = c.undo()
+		}
+		if err != nil {
 			return nil, false, fmt.Errorf("take back %s: %w", c, err)
 		}
 	}
@@ -356,7 +367,7 @@ func (p *corruptionProof) refuseAgain(ctx context.Context, b *clusterProcess, re
 		if f.kind != old.file.kind || f.size == 0 {
 			continue
 		}
-		if again, err = corrupt(f, p.rng, true); err != nil {
+		if again, err = corrupt(f, p.rng, true, false); err != nil {
 			return err
 		}
 	}
@@ -521,7 +532,7 @@ func damagedIn(text string) map[int32]string {
 }
 
 // resolve says what became of what the broker didn't refuse to start for.
-func (p *corruptionProof) resolve(b *clusterProcess, all []*corruption, logged int64) error {
+func (p *corruptionProof) resolve(b *clusterProcess, all []*corruption, logged int64, healed bool) error {
 	text, err := logSince(b, logged)
 	if err != nil {
 		return err
@@ -545,8 +556,13 @@ func (p *corruptionProof) resolve(b *clusterProcess, all []*corruption, logged i
 			c.outcome, c.why = outcomeStart, line
 			continue
 		}
-		if c.outcome = outcomeMissed; !c.hit {
+		kind := c.file.kind.name
+		switch c.outcome = outcomeMissed; {
+		case !c.hit:
 			c.outcome = outcomeHarmless
+		case healed && (kind == "value-log" || kind == "memtable-log"):
+			// Every record was read from this broker, and was right: had one that was hit been needed, it would be missing.
+			c.outcome = outcomeReplayed
 		}
 	}
 	return nil

@@ -62,6 +62,9 @@ func (e *Engine) checkKeyRegistry() error {
 	path := filepath.Join(e.files, badgerKeys)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(e.files, badgerManifest)); err == nil {
+			e.log.Warningf("%s: it is missing and is made anew: it held nothing, since nothing is encrypted", path)
+		}
 		return nil // Badger makes it
 	}
 	if err != nil {
