@@ -71,6 +71,7 @@ func (a *app) brokerProcessCommand() *cobra.Command {
 	flags.StringVar(&c.Join, "join", "", "")
 	flags.DurationVar(&c.TrashGrace, "trash-grace", 0, "")
 	flags.Int64Var(&c.CutBytes, "cut-bytes", 0, "")
+	flags.DurationVar(&c.CompareEvery, "compare-every", 0, "")
 	flags.StringVar(&level, "log-level", level, "")
 	flags.StringVar(&form, "log-format", form, "")
 	return cmd

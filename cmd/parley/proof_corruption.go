@@ -193,11 +193,11 @@ func (p *corruptionProof) start(ctx context.Context, command []string) error {
 		b.logPath = filepath.Join(p.dir, b.name+".log")
 		b.settings = append(b.settings, "--join", all[(i+1)%3].peer+","+all[(i+2)%3].peer, "--log-level", "info", "--log-format", "json", "--trash-grace", "1s")
 		if p.f.parleyd == ownBrokerName {
-			b.settings = append(b.settings, "--cut-bytes", corruptionCut)
+			b.settings = append(b.settings, "--cut-bytes", corruptionCut, "--compare-every", "1s")
 		} else {
 			b.settings = append(b.settings, "--free-space-floor", "0", "--copy-rate", "0")
 		}
-		p.brokers = append(p.brokers, &clusterProcess{b, i})
+		p.brokers = append(p.brokers, &clusterProcess{brokerProcess: b, index: i})
 		urls = append(urls, b.url())
 	}
 	if err := startTogether(ctx, all); err != nil {

@@ -571,7 +571,7 @@ func (p *corruptionProof) resolve(b *clusterProcess, all []*corruption, logged i
 // foundBy tells how damage was found by what was said of it.
 func foundBy(what string) string {
 	switch {
-	case strings.Contains(what, "scrub"), strings.Contains(what, "background"):
+	case strings.Contains(what, "reading the log back"), strings.Contains(what, "not what the other replicas have"):
 		return outcomeScrub
 	case strings.Contains(what, "are missing on this broker's disk: restore"), strings.Contains(what, "start replica"), strings.Contains(what, "could not all be read"),
 		strings.Contains(what, "open partition"):

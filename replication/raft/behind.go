@@ -72,7 +72,7 @@ func cutAt(fsys vfs.FS, dir, deployment string, shard, replica uint64) (uint64, 
 	_ = f.Close()
 	var note raftpb.Snapshot
 	if err != nil || len(data) < 8 || !bytes.Equal(data[:8], statusHash(data[8:])) || note.Unmarshal(data[8:]) != nil {
-		return 0, fmt.Errorf("%w: the note of the newest cut in %s is damaged", ErrForeignDirectory, in)
+		return 0, fmt.Errorf("%w: the note of the newest cut in %s is damaged: ask for a fresh replica id", replication.ErrLost, in)
 	}
 	if !note.Dummy {
 		return 0, nil
