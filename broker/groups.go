@@ -31,7 +31,11 @@ func (b *Broker) noGroups() string {
 
 // stateForm follows the feature level: until it rises, the version before may have to read what is written.
 func (b *Broker) stateForm() partition.Form {
-	if b.epochs.Current().FeatureLevel < config.LevelGroups {
+	c := b.routes.Load().config
+	if b.epochs != nil { // else it is a recovery, which goes by what it found
+		c = b.epochs.Current()
+	}
+	if c.FeatureLevel < config.LevelGroups {
 		return partition.FormChain
 	}
 	return partition.FormGroups

@@ -115,6 +115,12 @@ func (a *appender) admit(ctx context.Context, size, count int, stalled func()) *
 		select {
 		case <-freed:
 		case <-timer:
+			a.mu.Lock()
+			held := a.held > 0
+			a.mu.Unlock()
+			if held {
+				return describe(ErrNotLeader, "%s: its leadership is being handed over: try again", a.p.name)
+			}
 			return describe(ErrBusy, "%s: too much waits to be committed, at most %d records and %d bytes are taken: slow down or try again", a.p.name, a.p.c.Limits.QueueRecords, a.p.c.Limits.QueueBytes)
 		case <-ctx.Done():
 			return describe(ErrBusy, "%s: gave up while the queue was full: %v", a.p.name, ctx.Err())
