@@ -143,6 +143,38 @@ func TestRedriveRepeated(t *testing.T) {
 	}
 }
 
+// TestRedriveThatIsBrokenOff gives back what it has: the next one goes on at once, where it stopped.
+func TestRedriveThatIsBrokenOff(t *testing.T) {
+	t.Parallel()
+	b := brokertest.Start(t)
+	b.CreateTopic(wire.TopicSpec{Name: "jobs"})
+	nc := b.Connect()
+	const n = 300
+	for range n {
+		publishAll(t, nc, "jobs", 0, "x")
+	}
+	die(t, nc, "jobs", "g", n, wire.GroupOptions{})
+	brokertest.Eventually(t, "all are dead letters", func() bool { return inTopic(b, "dlq-jobs-g") == n })
+	ctx, cancel := context.WithCancel(t.Context())
+	broken := make(chan struct{})
+	go func() {
+		defer close(broken)
+		_, _ = b.API().GroupRedrive(ctx, wire.GroupRedriveRequest{Topic: "jobs", Group: "g"}) // how far it got is seen below
+	}()
+	brokertest.Eventually(t, "it is under way", func() bool { return inTopic(b, "jobs") > n })
+	cancel()
+	<-broken
+	got := inTopic(b, "jobs") - n
+	res, err := b.API().GroupRedrive(t.Context(), wire.GroupRedriveRequest{Topic: "jobs", Group: "g"})
+	if err != nil {
+		t.Fatalf("the next one, after %d of %d letters: %v", got, n, err)
+	}
+	if all := inTopic(b, "jobs"); all != 2*n || res.More {
+		t.Errorf("%d records in the topic, want %d; the second one %+v after %d", all, 2*n, res, got)
+	}
+	t.Logf("broken off after %d letters", got)
+}
+
 // TestDeadLettersThatCanNotBeWritten stay, and are told of, until they can be.
 func TestDeadLettersThatCanNotBeWritten(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,7 @@ import (
 const (
 	redriveTime  = 8 * time.Second // of one request, so that it is answered in time
 	redriveLease = 3 * time.Second // for which another redrive's lease is waited for
+	redriveTidy  = 2 * time.Second // for giving back what it has, also when its own time is over
 	redriveBytes = 256 << 10
 )
 
@@ -129,10 +130,18 @@ func (d *redrive) run(ctx context.Context) error {
 }
 
 func (d *redrive) leave(ctx context.Context) {
-	// Where it fails the member's session runs out.
+	// Where it fails the member's session runs out, and no other redrive gets anything before.
+	ctx, cancel := tidying(ctx)
+	defer cancel()
 	if err := d.b.loop.ask(ctx, d.subject(wire.GroupLeave, d.anchor), wire.GroupLeaveRequest{Group: d.name, Member: d.member}, nil); err != nil {
 		d.b.c.Logger.Debug().Err(err).Str("group", d.name).Msg("redrive could not leave its group")
 	}
+}
+
+// tidying is for what must be told whoever asked has gone meanwhile: leases and places that nobody gives back keep
+// the next redrive waiting for a session.
+func tidying(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), redriveTidy)
 }
 
 // partition redrives the letters of one partition.
@@ -146,6 +155,8 @@ func (d *redrive) partition(ctx context.Context, number int32) (failure error) {
 	}
 	at, committed := l.Next, l.Next
 	defer func() {
+		ctx, cancel := tidying(ctx)
+		defer cancel()
 		err := d.b.loop.ask(ctx, d.subject(wire.GroupCommit, number), wire.GroupCommitRequest{
 			Group: d.name, Member: d.member, Token: l.Token, Offset: at, Release: true,
 		}, nil)
