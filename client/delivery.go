@@ -121,6 +121,18 @@ func (m *Message) Ack() error {
 	return nil
 }
 
+// Forget leaves a message of a shared or key-ordered group to itself: it is neither acked nor extended, and doesn't
+// count as in this member's hands any more. It is delivered again, to any member, when its ack wait is over.
+func (m *Message) Forget() error {
+	switch {
+	case m.in == nil:
+		return errNoDelivery
+	case !m.in.t.s.shared():
+		return errors.New("forget a message of an exclusive group: its position doesn't move past what isn't handled, see ManualCommit")
+	}
+	return m.settle(stateVoid)
+}
+
 // Nak says that the message could not be handled: it is delivered again after delay, or after the group's
 // back-off when that is negative. In an exclusive group this member gets it again and, with the order kept
 // per partition or key, nothing that follows before that.

@@ -77,6 +77,24 @@ func TestSubGroup(t *testing.T) {
 	}
 }
 
+// A member that acks nothing sees a whole partition, however much that is, and what it saw is still there.
+func TestSubWithoutAcks(t *testing.T) {
+	t.Parallel()
+	const n = 7000 // more than a member may hold
+	name := topic(t)
+	tool(t, strings.Repeat("x\n", n), "pub", name)
+	for _, flags := range [][]string{{"--shared"}, {"--shared", "--key-ordered"}, nil} {
+		sub := append([]string{"sub", name, "--group", "g" + strings.Join(flags, ""), "--ack", "none", "--count", fmt.Sprint(n)}, flags...)
+		if o := tool(t, "", sub...); strings.Count(o.stdout, "\n") != n {
+			t.Errorf("%v: %d records", flags, strings.Count(o.stdout, "\n"))
+		}
+		d := decode(t, tool(t, "", "group", "describe", name, "g"+strings.Join(flags, ""), "-o", "json").stdout)
+		if d["lag"] != float64(n) {
+			t.Errorf("%v: lag %v of %d records that nobody acked", flags, d["lag"], n)
+		}
+	}
+}
+
 func TestGroupCommands(t *testing.T) {
 	t.Parallel()
 	name := topic(t)

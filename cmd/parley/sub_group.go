@@ -104,6 +104,10 @@ func (f *subFlags) groupOptions(cmd *cobra.Command, now time.Time) ([]client.Sub
 	return opts, nil
 }
 
+// unackedHeld is how many records a member that acks nothing holds, so that others get them at once when it
+// ends. Older ones are delivered again when their ack wait is over.
+const unackedHeld = 1024
+
 // groupBatch is how many records are written and acked together.
 const groupBatch = 256
 
@@ -165,6 +169,7 @@ func topicEnds(ctx context.Context, c *client.Client, topic string) (map[int32]i
 const groupLook = 250 * time.Millisecond
 
 func (a *app) consume(ctx context.Context, c *client.Client, m *client.Messages, f *subFlags, out *recordWriter, ends map[int32]int64) error {
+	var held []*client.Message // without acks in a shared group
 	for {
 		limit := groupBatch
 		if f.count > 0 {
@@ -207,6 +212,11 @@ func (a *app) consume(ctx context.Context, c *client.Client, m *client.Messages,
 			for _, msg := range batch {
 				_ = msg.Ack() // refused when the partition was lost: then others get it again
 			}
+			continue
+		}
+		held = append(held, batch...)
+		for ; len(held) > unackedHeld; held = held[1:] {
+			_ = held[0].Forget() // or its partition was lost
 		}
 	}
 }
