@@ -20,6 +20,7 @@ type (
 	TopicSummary         = wire.TopicSummary
 	TopicDescription     = wire.TopicDescription
 	PartitionDescription = wire.PartitionDescription
+	PartitionComparison  = wire.PartitionComparison
 	Metadata             = wire.Metadata
 	ClusterStatus        = wire.ClusterStatus
 	ClusterHealth        = wire.ClusterHealth
@@ -184,6 +185,15 @@ func (c *Client) DescribePartition(ctx context.Context, topic string, partition 
 	out, _, err := call(ctx, c, wire.APIPartitionDescribe, wire.PartitionRequest{Topic: topic, Partition: partition},
 		func(out *answer) *Error { return out.Error })
 	return out.PartitionDescription, err
+}
+
+// ComparePartition has the replicas of a partition compared, from the beginning of its log. It returns when
+// that is to begin: DescribePartition tells how far it is, and it is done when PartitionComparison.Passes is above the number
+// returned.
+func (c *Client) ComparePartition(ctx context.Context, topic string, partition int32) (passes uint64, err error) {
+	out, _, err := call(ctx, c, wire.APIPartitionCompare, wire.PartitionRequest{Topic: topic, Partition: partition},
+		func(out *wire.CompareBegun) *Error { return out.Error })
+	return out.Passes, err
 }
 
 // TransferPartition moves a partition's leadership to a broker that has a replica of

@@ -14,7 +14,7 @@ import (
 
 func (a *app) partitionCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "partition", Short: "Lists and describes partitions, moves them and their leaders",
+		Use: "partition", Short: "Lists, describes and compares partitions, moves them and their leaders",
 		Example: "  parley partition list orders\n  parley partition transfer orders/0 --to b2", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
@@ -61,11 +61,14 @@ func (a *app) partitionCommand() *cobra.Command {
 					if a.json() {
 						return a.printJSON(p)
 					}
-					return a.printPartitions([]client.PartitionDescription{p}, true)
+					if err := a.printPartitions([]client.PartitionDescription{p}, true); err != nil {
+						return err
+					}
+					return a.printComparison(p.Comparison)
 				})
 			},
 		},
-		a.partitionTransfer(), a.partitionMove(),
+		a.partitionTransfer(), a.partitionMove(), a.partitionCompare(),
 	)
 	return parent
 }

@@ -29,7 +29,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := settings{Name: "b1", DataDir: "./parley-data", Listen: "127.0.0.1:4222", HTTP: "127.0.0.1:8222", PeerListen: "127.0.0.1:6222", RaftListen: "127.0.0.1:7222", Weight: 100, DeadAfter: 5 * time.Minute,
-		CopyRate: 64 << 20, TrashGrace: 10 * time.Minute,
+		CopyRate: 64 << 20, TrashGrace: 10 * time.Minute, CompareEvery: 24 * time.Hour, CompareRate: 8 << 20,
 		FreeSpaceFloor: 1 << 30, MaxRecord: 1 << 20, LogLevel: "info", LogFormat: "console"}
 	if *s != want {
 		t.Errorf("defaults:\n got %+v\nwant %+v", *s, want)

@@ -28,6 +28,8 @@ type settings struct {
 	DeadAfter        time.Duration
 	CopyRate         int64
 	TrashGrace       time.Duration
+	CompareEvery     time.Duration // below 0: off
+	CompareRate      int64
 	SecretFile       string
 	PeerTLSCert      string
 	PeerTLSKey       string
@@ -101,6 +103,10 @@ func options() []option {
 			set: size(0, 1<<62, func(s *settings) *int64 { return &s.CopyRate })},
 		{flag: "trash-grace", meta: "SPAN", initial: "10m", usage: "how long data of a replica that moved away is kept; while the disk is full it goes at once",
 			set: span(time.Second, func(s *settings) *time.Duration { return &s.TrashGrace })},
+		{flag: "compare-every", meta: "SPAN", initial: "1d", usage: "how often the replicas of each partition are read back from disk, verified and compared; off for only when asked (parley partition compare)",
+			set: setCompareEvery},
+		{flag: "compare-rate", meta: "SIZE", initial: "8MiB", usage: "bytes a second that this broker reads back for that, all together; 0 for no limit",
+			set: setCompareRate},
 		{flag: "cluster-secret-file", meta: "FILE", usage: "file with a secret that all brokers of the cluster share; needed, or peer TLS, where peers or Raft listen beyond loopback",
 			set: text(func(s *settings) *string { return &s.SecretFile })},
 		{flag: "peer-tls-cert", meta: "FILE", usage: "certificate of this broker for others, PEM; TLS between brokers is mutual",
@@ -197,6 +203,34 @@ func span(least time.Duration, field func(*settings) *time.Duration) func(*setti
 		*field(s) = d
 		return nil
 	}
+}
+
+// minCompareEvery and minCompareRate are what the broker takes: below a second, or a few pages a second, there is no sense in it.
+const (
+	minCompareEvery = time.Second
+	minCompareRate  = 64 << 10
+)
+
+func setCompareEvery(s *settings, v string) error {
+	if v == httpOff {
+		s.CompareEvery = -1
+		return nil
+	}
+	d, err := wire.ParseAge(v)
+	if err != nil || d < minCompareEvery {
+		return fmt.Errorf("want a span such as 1d, %s or more, or off", wire.FormatAge(minCompareEvery))
+	}
+	s.CompareEvery = d
+	return nil
+}
+
+func setCompareRate(s *settings, v string) error {
+	n, err := wire.ParseSize(v)
+	if err != nil || n != 0 && n < minCompareRate {
+		return fmt.Errorf("want a size such as 8MiB, %s or more, or 0 for no limit", wire.FormatSize(minCompareRate))
+	}
+	s.CompareRate = n
+	return nil
 }
 
 // minMemoryLimit is what an idle broker needs with room to breathe: below it

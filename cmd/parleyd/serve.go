@@ -141,7 +141,7 @@ func (s *settings) broker(log zerolog.Logger) broker.Config {
 		Listen: s.Listen, AdvertiseClient: s.AdvertiseClient, HTTP: s.HTTP,
 		PeerListen: s.PeerListen, AdvertisePeer: s.AdvertisePeer, RaftListen: s.RaftListen, AdvertiseRaft: s.AdvertiseRaft,
 		InitialCluster: s.InitialCluster, Join: s.Join, DeadAfter: s.DeadAfter, SecretFile: s.SecretFile,
-		CopyRate: none(s.CopyRate), TrashGrace: s.TrashGrace,
+		CopyRate: none(s.CopyRate), TrashGrace: s.TrashGrace, CompareEvery: s.CompareEvery, CompareRate: none(s.CompareRate),
 		PeerTLS: broker.PeerTLS{Cert: s.PeerTLSCert, Key: s.PeerTLSKey, CA: s.PeerTLSCA},
 		Rack:    s.Rack, Weight: s.Weight,
 		TLS:  broker.TLS{Cert: s.TLSCert, Key: s.TLSKey, ClientCA: s.TLSClientCA},
