@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,6 +281,10 @@ func (k *comparer) step(ctx context.Context, s *slot) {
 		}
 	})
 	if told {
+		if l := n.Last; n.Begun == 0 && l != nil {
+			k.b.c.Logger.Debug().Str("topic", s.topic).Int32("partition", s.number).Int64("up_to", l.UpTo).Int64("bytes", l.Bytes).Bool("state", l.State).
+				Int("missing", len(l.Missing)).Msg("the replicas of a partition were compared")
+		}
 		k.tell(s, n)
 	}
 }
@@ -338,7 +343,7 @@ func (k *comparer) judgeRun(ctx context.Context, s *slot, p *partition.Partition
 	case d == nil:
 		k.passing.Add(1)
 		k.b.c.Logger.Warn().Str("topic", s.topic).Int32("partition", s.number).Int64("from", own.From).Int64("to", own.To).
-			Str("digests", ballotText(votes, k.b.brokerName)).Msg("replicas differed in a run of the log, and did not when it was read again: check the memory of these machines")
+			Str("digests", ballotText(votes, k.b.brokerName)).Str("brokers", k.names(votes)).Msg("replicas differed in a run of the log, and did not when it was read again: check the memory of these machines")
 	default:
 		k.act(ctx, s, p, d)
 	}
@@ -405,7 +410,7 @@ func (k *comparer) act(ctx context.Context, s *slot, p *partition.Partition, d *
 	j := judge(d.Votes, len(s.replicas()))
 	d.Good = j.good
 	log := b.c.Logger.Error().Str("topic", s.topic).Int32("partition", s.number).Str("what", d.What).Int64("from", d.From).Int64("to", d.To).
-		Str("digests", ballotText(d.Votes, b.brokerName))
+		Str("digests", ballotText(d.Votes, b.brokerName)).Str("brokers", k.names(d.Votes)).Str("bad", k.names(j.bad))
 	known := false
 	n := k.change(s, func(n *comparison) { known = n.differ(*d) })
 	if known {
@@ -417,9 +422,6 @@ func (k *comparer) act(ctx context.Context, s *slot, p *partition.Partition, d *
 		log.Msg("replicas differ, and no majority of them is the same: nothing is replaced, see parley partition describe for what to do")
 		k.tell(s, n)
 		return
-	}
-	for _, v := range j.bad {
-		log = log.Str("replaced", b.brokerName(v.Broker))
 	}
 	log.Msg("a replica differs from the majority: it is to be replaced by a fresh one")
 	k.tell(s, n)
@@ -442,6 +444,14 @@ func (k *comparer) act(ctx context.Context, s *slot, p *partition.Partition, d *
 				Msg("a replica that differs did not take the word for it, it is looked at again")
 		}
 	}
+}
+
+func (k *comparer) names(votes []ballot) string {
+	var names []string
+	for _, v := range votes {
+		names = append(names, k.b.brokerName(v.Broker))
+	}
+	return strings.Join(names, ",")
 }
 
 // recheck looks at the differences of a partition again: they are over when all replicas are the same

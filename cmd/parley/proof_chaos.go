@@ -28,8 +28,9 @@ type chaosFlags struct {
 	moves      int
 	atOnce     int
 	groups     bool
-	spares     int   // brokers that may join beside the first ones
-	cutBytes   int64 // of each Raft log; 0: as brokers do by default
+	compare    time.Duration // how often brokers compare their replicas; 0: as they do by themselves
+	spares     int           // brokers that may join beside the first ones
+	cutBytes   int64         // of each Raft log; 0: as brokers do by default
 }
 
 func (f *chaosFlags) register(cmd *cobra.Command) {
@@ -61,14 +62,14 @@ func (f *chaosFlags) check(cmd *cobra.Command) error {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3, groups: true, spares: 1, cutBytes: chaosCut}
+	f := chaosFlags{duration: 2 * time.Minute, brokers: 3, partitions: 8, producers: 4, atOnce: 3, compare: 2 * time.Second, groups: true, spares: 1, cutBytes: chaosCut}
 	cmd := &cobra.Command{
 		Use: "chaos", Short: "Kills, pauses and cuts off the brokers of a cluster under load, and counts what is left", Args: cobra.NoArgs,
 		Long: `Starts a cluster of real processes whose links go through proxies. While producers,
 plain NATS clients and readers run, one fault follows the other: ` + strings.Join(faultNames(), ", ") + `.
 After the last one everything is read back and the replicas' logs are compared on disk:
 nothing lost, duplicated, reordered or never sent, no offset with two values, replicas
-the same byte for byte. Three consumer groups work meanwhile, exclusive, shared and
+the same byte for byte, and never found to differ by the brokers themselves, who compare them all the while. Three consumer groups work meanwhile, exclusive, shared and
 key-ordered: every record is handled, none that was acked comes again, no two members
 have the same right, and nothing is taken under an old token. Exit 1 if anything is wrong.
 
@@ -107,6 +108,7 @@ else.`,
 	flags.IntVar(&f.moves, "moves", 0, "so `many` moves of partitions beside the faults, which go on until they are done")
 	flags.IntVar(&f.atOnce, "moves-at-once", f.atOnce, "so `many` partitions move at the same time")
 	flags.Int64Var(&f.cutBytes, "cut-bytes", f.cutBytes, "a replica's Raft log is cut whenever it has applied so many `bytes`: replicas that were away get snapshots; 0 for what brokers do by themselves")
+	flags.DurationVar(&f.compare, "compare-every", f.compare, "the brokers compare each partition's replicas so `often`; 0 for as they do by themselves")
 	flags.BoolVar(&f.groups, "groups", f.groups, "consumer groups beside the producers and readers")
 	return cmd
 }
@@ -150,6 +152,17 @@ counted in every partition that the broker led. In the end everything is checked
 	return cmd
 }
 
+// comparing are the settings by which brokers compare their replicas.
+func (f *chaosFlags) comparing() []string {
+	if f.compare <= 0 {
+		return nil
+	}
+	return []string{"--compare-every", f.compare.String(), "--compare-rate", chaosCompareRate}
+}
+
+// chaosCompareRate leaves the machine something for the load.
+const chaosCompareRate = "32MiB"
+
 // chaosCut makes snapshots of what otherwise is a matter of Raft's log.
 const chaosCut = 512 << 10
 
@@ -170,6 +183,8 @@ type chaosProof struct {
 	epochs  epochResult
 	moves   *chaosMoves // nil: none
 	members membersResult
+	// corrupted are the brokers whose files were.
+	corrupted map[string]bool
 }
 
 // chaosResult is what a run prints with -o json.
@@ -189,6 +204,7 @@ type chaosResult struct {
 	Failures  int64                   `json:"failures"`
 	Replicas  int64                   `json:"replicas"`
 	Batches   int64                   `json:"batches"`
+	Compared  comparedResult          `json:"compared"`
 	Different int64                   `json:"different_replicas"`
 	Moves     *movesResult            `json:"moves,omitempty"`
 	Members   membersResult           `json:"members"`
@@ -202,7 +218,7 @@ func (r *chaosResult) allClean() bool {
 			return false
 		}
 	}
-	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.StaleEnds+r.Stale+r.Failures+r.Different == 0
+	return r.clean() && r.Phantom+r.TwoValues+r.Vanished+r.Holes+r.StaleEnds+r.Stale+r.Failures+r.Different+r.Compared.False == 0
 }
 
 func (p *chaosProof) say(format string, args ...any) {
@@ -241,8 +257,8 @@ func (a *app) proveCluster(ctx context.Context, f *chaosFlags, faults func(conte
 	if err != nil {
 		return err
 	}
-	p := &chaosProof{a: a, f: f, dir: dir, begin: time.Now(), rng: rand.New(rand.NewPCG(f.seed, f.seed)), results: map[string]*faultResult{}}
-	if p.cluster, err = newProcessCluster(command, dir, clusterPlan{brokers: f.brokers, spares: f.spares, cutBytes: f.cutBytes}); err != nil {
+	p := &chaosProof{a: a, f: f, dir: dir, begin: time.Now(), rng: rand.New(rand.NewPCG(f.seed, f.seed)), results: map[string]*faultResult{}, corrupted: map[string]bool{}}
+	if p.cluster, err = newProcessCluster(command, dir, clusterPlan{brokers: f.brokers, spares: f.spares, cutBytes: f.cutBytes, settings: f.comparing()}); err != nil {
 		return err
 	}
 	defer p.cluster.close()
@@ -367,6 +383,12 @@ func (p *chaosProof) onDisk(r *chaosResult) error {
 	if err := r.Members.countSnapshots(p.dir); err != nil {
 		return err
 	}
+	if r.Compared, err = comparedIn(p.dir, p.corrupted, p.audit.tell); err != nil {
+		return err
+	}
+	if p.f.compare > 0 && r.Compared.Passes == 0 && time.Since(p.begin).Seconds() > comparedWithin {
+		p.audit.anomaly(&p.audit.failures, "the brokers compared no partition's replicas in %.0f s", time.Since(p.begin).Seconds())
+	}
 	r.Replicas, r.Batches, r.Different, err = compareReplicas(p.cluster.members, at, p.audit.tell)
 	a := p.audit
 	r.StaleEnds, r.Stale = a.staleEnd.Load(), a.stale.Load()
@@ -424,6 +446,7 @@ func (p *chaosProof) print(r *chaosResult) error {
 	bad("acks of an older epoch", r.Stale)
 	bad("failures", r.Failures)
 	bad("replicas that differ", r.Different)
+	bad("replicas found to differ that don't", r.Compared.False)
 	v.row(str("replicas compared"), num(r.Replicas))
 	v.row(str("batches on them"), num(r.Batches))
 	v.row(str("read live"), num(r.LiveRead))
@@ -432,6 +455,7 @@ func (p *chaosProof) print(r *chaosResult) error {
 		r.Moves.table(v)
 	}
 	r.Members.table(v)
+	r.Compared.table(v)
 	v.row(str("seconds"), rightText(fmt.Sprintf("%.0f", r.Seconds)))
 	return p.a.printTable(v)
 }

@@ -159,6 +159,7 @@ func corruptBroker(ctx context.Context, p *chaosProof) ([]*clusterProcess, error
 	m := p.pick()
 	m.kill()
 	p.members.Corrupted++
+	p.corrupted[m.name] = true
 	for range 1 + p.rng.IntN(corruptions) {
 		what, err := damageFile(m.dir, p.rng)
 		if err != nil {
