@@ -56,19 +56,6 @@ func judge(all []ballot, voters int) judgement {
 	return j
 }
 
-// suspects are those that contradict themselves while others don't: for people, where there is no majority.
-func suspects(all []ballot) (bad []ballot) {
-	for _, v := range all {
-		if v.Odd != "" {
-			bad = append(bad, v)
-		}
-	}
-	if len(bad) == len(all) {
-		return nil
-	}
-	return bad
-}
-
 // ballotText lists who has what.
 func ballotText(all []ballot, name func(uint64) string) string {
 	sorted := slices.Clone(all)

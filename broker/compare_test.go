@@ -170,6 +170,12 @@ func TestCompareWithoutMajority(t *testing.T) {
 				d := c.Describe("t").Partitions[0]
 				return d.Leader == "b2" && d.Comparison != nil && len(d.Comparison.Differences) == 1
 			})
+			c.Stop() // and after a restart
+			c.StartAll()
+			brokertest.Eventually(t, "it is still known", func() bool {
+				d := c.Describe("t").Partitions[0]
+				return d.Comparison != nil && len(d.Comparison.Differences) == 1 && d.Comparison.Passes > 0
+			})
 		})
 	}
 }
