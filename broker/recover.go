@@ -15,6 +15,7 @@ import (
 	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch"
 	"github.com/parleymq/parley/replication/epoch/config"
+	"github.com/parleymq/parley/replication/raft"
 )
 
 // Recovering makes a cluster of one broker from its data directory, when a majority is gone for
@@ -68,6 +69,8 @@ type Recovery struct {
 	Partitions []config.Survivor
 	Deleted    []string // deleted topics that can't be restored after it
 	Begun      bool     // it was begun before, and not finished
+	// Committed: the Raft log's store is that of earlier versions. Kept is what it knows to be committed, which may lack the last moments.
+	Committed bool
 
 	applied bool // and has come to where the old Raft groups must not be opened again
 	broker  uint64
@@ -98,6 +101,9 @@ func PlanRecovery(dataDir string) (Recovery, error) {
 		return r, fmt.Errorf("look for a recovery: %w", err)
 	}
 	if r, err = planRecovery(cur, id, err == nil); err != nil {
+		return r, err
+	}
+	if r.Committed, err = raft.OldStore(dir.sub(raftDir)); err != nil {
 		return r, err
 	}
 	r.applied = r.Begun && string(stage) != recoverKeeping
@@ -274,6 +280,12 @@ func (b *Broker) applyAll(ctx context.Context) error {
 				continue
 			}
 			last, err := log.Unapplied()
+			var left *replication.UnprovenError
+			if errors.As(err, &left) {
+				b.c.Logger.Error().Str("topic", s.topic).Int32("partition", s.number).Int("entries", left.Proposals).Uint64("last", left.Last).
+					Msg("left out: the Raft log, whose store is of an earlier version, holds entries that it doesn't know to be committed; what was acked in the last moments may be among them")
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("partition %s/%d: %w", s.topic, s.number, err)
 			}

@@ -9,6 +9,7 @@ package replication
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 )
@@ -215,8 +216,19 @@ type Cutting interface {
 // Holding is a Log that can say whether everything that it holds was applied.
 type Holding interface {
 	// Unapplied is the index of the last proposal in the replica's own log that its state machine
-	// has not been given yet, known to be committed or not; 0 when there is none.
+	// has not been given yet, known to be committed or not; 0 when there is none. A log that can't be told to
+	// give what isn't known to be committed says an *UnprovenError when it has such proposals.
 	Unapplied() (uint64, error)
+}
+
+// UnprovenError says how many proposals a log holds that it doesn't know to be committed, and will not apply.
+type UnprovenError struct {
+	Proposals int
+	Last      uint64 // the last one's index
+}
+
+func (e *UnprovenError) Error() string {
+	return fmt.Sprintf("%d entries up to %d are in the log and not known to be committed", e.Proposals, e.Last)
 }
 
 // A Host runs the replicas of one broker.

@@ -74,6 +74,7 @@ type recovered struct {
 	ClusterID  string               `json:"cluster_id"`
 	Epoch      uint64               `json:"epoch"`
 	Recovered  bool                 `json:"recovered"`
+	Committed  bool                 `json:"committed_only"` // the log's end, beyond what was known to be committed, is left out
 	Lost       []string             `json:"lost_brokers"`
 	Partitions []recoveredPartition `json:"partitions"`
 	Deleted    []string             `json:"lost_deleted_topics"`
@@ -88,7 +89,7 @@ type recoveredPartition struct {
 }
 
 func recovery(plan broker.Recovery) recovered {
-	out := recovered{Name: plan.Name, ClusterID: plan.Cluster, Epoch: plan.Epoch, Lost: append([]string{}, plan.Lost...), Deleted: append([]string{}, plan.Deleted...)}
+	out := recovered{Name: plan.Name, ClusterID: plan.Cluster, Epoch: plan.Epoch, Committed: plan.Committed, Lost: append([]string{}, plan.Lost...), Deleted: append([]string{}, plan.Deleted...)}
 	for _, p := range plan.Partitions {
 		out.Partitions = append(out.Partitions, recoveredPartition{Topic: p.Topic, Partition: p.Number, Kept: p.Replica != 0, Copied: p.Replica != 0 && !p.Voter, Others: len(p.Others)})
 	}
@@ -101,9 +102,17 @@ func (a *app) printRecovery(plan broker.Recovery) {
 		fmt.Fprintln(a.stdout, "A recovery of this directory was begun and not finished: it has to be gone on with.")
 		fmt.Fprintln(a.stdout)
 	}
+	if plan.Committed {
+		fmt.Fprintln(a.stdout, "This broker's Raft log has the store of earlier versions (Pebble), which can't be read beyond its commit indexes: what was")
+		fmt.Fprintln(a.stdout, "acked in the last moments before the broker ended may be lost, too. How many entries are left out is said for each partition.")
+		fmt.Fprintln(a.stdout)
+	}
 	t := newTable("PARTITION", "WHAT IS LEFT")
 	for _, p := range plan.Partitions {
 		left := str("as this broker has it, to the end of its log; what only others had is lost")
+		if plan.Committed {
+			left = styled("as this broker knows it to be committed; what only others had is lost", yellow)
+		}
 		switch {
 		case p.Replica == 0:
 			left = styled("nothing: it begins anew, empty", red)

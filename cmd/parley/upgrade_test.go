@@ -134,6 +134,7 @@ func (u *upgrade) run(ctx context.Context, p *chaosProof) error {
 		func() error { return u.killLeaders(ctx) },
 		func() error { return u.useTool(ctx, "old") },
 		func() error { return u.back(ctx, b3) },
+		func() error { return u.renew(ctx, b2) },
 	)
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -316,6 +317,46 @@ func refusalIn(path string, from int64) string {
 		}
 	}
 	return ""
+}
+
+// renew has a broker begin with an empty disk. That is how one whose Raft log has the store of earlier versions gets the journal.
+func (u *upgrade) renew(ctx context.Context, m *clusterProcess) error {
+	journals := func() int {
+		found, _ := filepath.Glob(filepath.Join(m.dir, "raft", "*", "*", "journal", "JOURNAL")) // the pattern is a good one
+		return len(found)
+	}
+	before := journals()
+	if err := m.stop(); err != nil {
+		return err
+	}
+	if err := u.served(ctx, m); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(m.dir); err != nil {
+		return err
+	}
+	var seeds []string
+	for i, s := range m.settings {
+		if s == "--initial-cluster" {
+			for member := range strings.SplitSeq(m.settings[i+1], ",") {
+				if name, at, _ := strings.Cut(member, "="); name != m.name {
+					seeds = append(seeds, at)
+				}
+			}
+		}
+	}
+	m.settings = append(m.settings, "--join", strings.Join(seeds, ","))
+	if err := m.launch(); err != nil {
+		return err
+	}
+	if err := u.p.settle(ctx, time.Now(), true); err != nil {
+		return fmt.Errorf("%s with an empty disk: %w", m.name, err)
+	}
+	if journals() != 1 {
+		return fmt.Errorf("%s has no Raft journal after it began with an empty disk", m.name)
+	}
+	u.p.say("%s began with an empty disk and has joined under its name: it had %d Raft journals before, and has 1", m.name, before)
+	return nil
 }
 
 // noGroups: while an old broker is there nothing is written that it can't read.

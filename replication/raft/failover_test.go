@@ -31,18 +31,22 @@ var (
 
 // trio is some logs on three hosts of this process.
 type trio struct {
-	t     *testing.T
-	dir   string
-	logs  int
-	mu    sync.Mutex
-	hosts [4]*Host
-	at    [4][]replication.Log
-	gone  [4]bool
-	conns map[net.Conn][2]uint64 // from, to
+	pebble bool
+	t      *testing.T
+	dir    string
+	logs   int
+	mu     sync.Mutex
+	hosts  [4]*Host
+	at     [4][]replication.Log
+	gone   [4]bool
+	conns  map[net.Conn][2]uint64 // from, to
 }
 
-func newTrio(t *testing.T, logs int) *trio {
-	c := &trio{t: t, dir: t.TempDir(), logs: logs, conns: make(map[net.Conn][2]uint64)}
+func newTrio(t *testing.T, logs int) *trio { return newTrioOf(t, logs, false) }
+
+// newTrioOf is newTrio with directories of earlier versions, or without.
+func newTrioOf(t *testing.T, logs int, pebble bool) *trio {
+	c := &trio{t: t, pebble: pebble, dir: t.TempDir(), logs: logs, conns: make(map[net.Conn][2]uint64)}
 	for n := uint64(1); n <= 3; n++ {
 		c.open(n)
 	}
@@ -76,6 +80,7 @@ func (c *trio) open(n uint64) {
 		Dial:    func(ctx context.Context, address string) (net.Conn, error) { return c.dial(ctx, n, address) },
 		OnFatal: func(err error) { c.t.Errorf("fatal: %v", err) },
 	}
+	cfg.pebble = c.pebble
 	h, err := NewHost(cfg)
 	if err != nil {
 		c.t.Fatal(err)

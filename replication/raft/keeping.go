@@ -1,10 +1,12 @@
 package raft
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
 	"github.com/lni/dragonboat/v4/raftpb"
+	"github.com/lni/vfs"
 
 	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/raft/journal"
@@ -33,11 +35,11 @@ func stay(e *raftpb.Entry, replica uint64) error {
 
 var _ replication.Holding = (*replica)(nil)
 
-// Unapplied implements replication.Holding. Of a Pebble log it knows nothing.
+// Unapplied implements replication.Holding.
 func (p *replica) Unapplied() (uint64, error) {
 	s := p.h.store.Load()
 	if s == nil {
-		return 0, nil
+		return 0, p.unproven()
 	}
 	key := journal.Key{Shard: p.Shard, Replica: p.Replica.Replica}
 	known, ok := s.journal.Status(key)
@@ -60,4 +62,40 @@ func (p *replica) Unapplied() (uint64, error) {
 		return 0, fmt.Errorf("look for what is not applied: %w", err)
 	}
 	return last, nil
+}
+
+// unprovenBytes is how much of a Pebble log is read at once.
+const unprovenBytes = 8 << 20
+
+// unproven counts what a Pebble log holds beyond what is applied. Dragonboat's own store can't be told another commit index.
+func (p *replica) unproven() error {
+	log, err := p.h.nh.GetLogReader(p.Shard)
+	if err != nil {
+		return fmt.Errorf("look for what is not applied: %w", err)
+	}
+	first, last := log.GetRange()
+	found := replication.UnprovenError{}
+	for at := max(first, p.Applied()+1); at <= last; {
+		entries, err := log.Entries(at, last+1, unprovenBytes)
+		if err != nil || len(entries) == 0 {
+			return fmt.Errorf("look for what is not applied: read entries of log %d from %d: %w", p.Shard, at, cmp.Or(err, journal.ErrDamaged))
+		}
+		for i := range entries {
+			if entries[i].IsUpdateEntry() {
+				found.Proposals++
+				found.Last = entries[i].Index
+			}
+		}
+		at = entries[len(entries)-1].Index + 1
+	}
+	if found.Proposals > 0 {
+		return &found
+	}
+	return nil
+}
+
+// OldStore says whether a Raft directory has the log store of earlier versions.
+func OldStore(dir string) (bool, error) {
+	ours, err := keepsJournal(vfs.Default, dir)
+	return !ours, err
 }
