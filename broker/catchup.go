@@ -48,7 +48,7 @@ func newCatchUps(l Limits) *catchUps {
 
 // pace keeps to a rate: each take pays for what the one before it got.
 type pace struct {
-	rate int64 // bytes a second
+	rate int64 // bytes a second; negative: no limit
 
 	mu  sync.Mutex
 	due time.Time
@@ -73,6 +73,9 @@ func (p *pace) wait(ctx context.Context) error {
 }
 
 func (p *pace) took(n int) {
+	if p.rate < 0 {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if now := time.Now(); p.due.Before(now) {

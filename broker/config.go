@@ -184,7 +184,8 @@ type Limits struct {
 	GroupMetrics      int // groups that metrics tell of, each with its topic; default 1000
 	Openings          int // partitions opened at once; default 16
 	CatchUps          int // replicas at once that fetch what their log lacks; default 4
-	// CatchUpRate is how many bytes a second they fetch together; default 128 MiB.
+	// CatchUpRate is how many bytes a second they fetch together; default 128 MiB, or twice the CopyRate where that is more, and no limit
+	// where the CopyRate has none. Negative: no limit.
 	CatchUpRate int64
 	Moves       int // replicas that catch up at once for partitions that this broker leads; default 4
 }
@@ -315,7 +316,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.OpenHost == nil {
 		c.OpenHost = openRaft
 	}
-	c.Limits = c.Limits.withDefaults()
+	if c.Limits = c.Limits.withDefaults(); c.Limits.CatchUpRate == 0 {
+		c.Limits.CatchUpRate = max(128<<20, 2*c.CopyRate)
+		if c.CopyRate < 0 {
+			c.Limits.CatchUpRate = -1
+		}
+	}
 	if err := c.check(); err != nil {
 		return c, err
 	}
@@ -336,9 +342,6 @@ func (l Limits) withDefaults() Limits {
 	def(&l.GroupMetrics, 1000)
 	def(&l.Openings, 16)
 	def(&l.CatchUps, 4)
-	if l.CatchUpRate <= 0 {
-		l.CatchUpRate = 128 << 20
-	}
 	def(&l.Moves, 4)
 	return l
 }

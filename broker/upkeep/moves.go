@@ -46,7 +46,7 @@ type Move struct {
 //
 // What is needed comes before what is nice: replicas of the dead are replaced, then those of
 // brokers that drain, then partitions get the number of replicas that they want; only when
-// nothing of that is left, nothing moves, and no broker is shy, replicas are evened out, and
+// nothing of that is left, or moves, and no broker is shy, replicas are evened out, and
 // only where the configuration says that they are uneven.
 func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 	if o.Moving <= 0 {
@@ -71,9 +71,11 @@ func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 		return false
 	})
 	waits := o.Paused || len(o.Shy) > 0
-	if len(wanted) == 0 && g.moving == 0 && c.Uneven > 0 && !waits {
-		// Without shy brokers this is the plan as it is meant.
-		if wanted = g.changes(plan, func(*placement.Move) bool { return true }); len(wanted) == 0 {
+	if len(wanted) == 0 && (g.moving == 0 || allActive(c)) && c.Uneven > 0 && !waits {
+		// Without shy brokers this is the plan as it is meant. What moves already is not turned for it.
+		wanted = slices.DeleteFunc(g.changes(plan, func(*placement.Move) bool { return true }),
+			func(m Move) bool { return g.parts[g.byID[m.shard]].partition().Moving() })
+		if len(wanted) == 0 && g.moving == 0 {
 			wanted = g.leads(plan)
 		}
 	}
@@ -82,6 +84,11 @@ func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 	}
 	slices.SortStableFunc(wanted, func(a, b Move) int { return cmp.Compare(urgency(a.code), urgency(b.code)) })
 	return g.admit(wanted, o), false, nil
+}
+
+// allActive says that no broker is dead or leaves: what moves then does so for evenness' sake, or because somebody asked.
+func allActive(c *config.Config) bool {
+	return !slices.ContainsFunc(c.Brokers, func(b config.Broker) bool { return b.State != config.Active })
 }
 
 func urgency(code placement.Code) int {
