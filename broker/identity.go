@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/parleymq/parley/replication/epoch"
 	"github.com/parleymq/parley/replication/format"
 )
 
@@ -88,8 +89,9 @@ func loadIdentity(dir string, peers bool) (identity, error) {
 	case f.Incarnation == "" || f.BrokerID == 0 && !(f.Peers && f.ClusterID == ""):
 		return identity{}, fmt.Errorf("identity file %s names no broker", path)
 	}
-	if isEmpty(filepath.Join(dir, epochsDir)) && !(isEmpty(filepath.Join(dir, raftDir)) && isEmpty(filepath.Join(dir, logDir))) {
-		return identity{}, fmt.Errorf("data directory %s holds logs, but its %s directory is empty: restore it from a copy", dir, epochsDir)
+	// They are written before anything else is.
+	if !epoch.Begun(filepath.Join(dir, epochsDir)) && !(isEmpty(filepath.Join(dir, raftDir)) && isEmpty(filepath.Join(dir, logDir))) {
+		return identity{}, fmt.Errorf("data directory %s holds logs, but its %s directory is empty, or the journal in it: restore it from a copy, or replace the broker", dir, epochsDir)
 	}
 	return f.identity, nil
 }

@@ -33,7 +33,7 @@ var fileKinds = []fileKind{
 	{"raft-journal-end", true, 2},
 	{"raft-journal-identity", true, 1},
 	{"raft-status", true, 1},
-	{"raft-snapshot", true, 4},
+	{"raft-snapshot", false, 2}, // of cuts: what counts of them is in the Raft journal
 	{"epoch-journal", true, 3},
 	{"epoch-journal-end", true, 1},
 	{"identity", true, 1},
@@ -67,7 +67,7 @@ func kindOfFile(rel string) string {
 		return "epoch-journal-end"
 	case base == "checkpoints":
 		return "checkpoints"
-	case rel == "log/trash", rel == "log/compared", base == "collecting", strings.Contains(rel, "/set-aside/"):
+	case rel == "log/trash", rel == "log/compared", base == "collecting", base == "NODEHOST.ID", strings.Contains(rel, "/set-aside/"):
 		return "note"
 	case strings.HasPrefix(rel, "log/store/"):
 		switch {
@@ -92,7 +92,7 @@ func kindOfFile(rel string) string {
 			return "raft-journal-identity"
 		case base == "END":
 			return "raft-journal-end"
-		case base == "dragonboat.ds", base == "NODEHOST.ID":
+		case base == "dragonboat.ds":
 			return "raft-status"
 		case strings.HasSuffix(base, ".journal"):
 			return "raft-journal"

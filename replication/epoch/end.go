@@ -1,6 +1,7 @@
 package epoch
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -81,6 +82,14 @@ func (j *journal) reaches(entries []entry) error {
 	if err != nil {
 		return err
 	}
+	damaged := false
+	if there && good == 0 {
+		b, err := j.dir.read(endName)
+		if err != nil {
+			return fmt.Errorf("read end of epoch journal: %w", err)
+		}
+		damaged = len(bytes.Trim(b, "\x00")) > 0
+	}
 	j.number = e.number
 	name := j.dir.path(endName)
 	switch {
@@ -88,7 +97,7 @@ func (j *journal) reaches(entries []entry) error {
 		return fmt.Errorf("%w: %s is missing, so whether the journal beside it is whole can't be told", ErrCorrupt, name)
 	case !there:
 		return nil
-	case good == 0 && promised:
+	case good == 0 && (promised || damaged): // zeros are what a power cut may leave of a file that was just made
 		return fmt.Errorf("%w: neither of the notes in %s can be read, so whether the journal beside it is whole can't be told", ErrCorrupt, name)
 	case good == 1:
 		j.mended = name + ": one of its two notes is damaged, the other one counts"

@@ -2,11 +2,18 @@ package epoch
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/parleymq/parley/replication/epoch/config"
 	"github.com/parleymq/parley/replication/format"
 )
+
+// Begun says whether a directory has a journal with something in it.
+func Begun(dir string) bool {
+	info, err := os.Stat(diskDirectory(dir).path(journalName))
+	return err == nil && info.Size() > 0
+}
 
 // Peek reads the newest configuration of a journal that nobody has open, and changes nothing.
 func Peek(dir string) (*config.Config, error) {

@@ -22,7 +22,8 @@ import (
 // lost) can't go on: dragonboat panics, in a goroutine of its own. So the cut is looked up
 // before, and the start of this one replica fails instead.
 //
-// Dragonboat keeps a note of each cut in
+// With our own journal its record of the cut says so. In a directory with a Pebble log, which can't be asked, it is
+// a note that dragonboat keeps of each cut in
 //
 //	dir/<host name>/<deployment>/snapshot-part-<n>/snapshot-<shard>-<replica>/snapshot-<index, hex>/snapshot.metadata
 //
@@ -90,6 +91,14 @@ func list(fsys vfs.FS, dir string) ([]string, error) {
 }
 
 func (h *Host) cutAt(shard, replica uint64) (uint64, error) {
+	if store := h.store.Load(); store != nil {
+		// Our own journal has the record that dragonboat goes by. The files of a cut are not needed then, whatever becomes of them.
+		cut, err := store.GetSnapshot(shard, replica)
+		if err != nil || !cut.Dummy {
+			return 0, err
+		}
+		return cut.OnDiskIndex, nil
+	}
 	fsys := vfs.Default
 	if h.config.FS != nil {
 		fsys = h.config.FS

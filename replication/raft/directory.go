@@ -164,6 +164,20 @@ func blankHostname(fsys vfs.FS, dir string) error {
 	return syncDir(fsys, dir)
 }
 
+// hasData says whether a directory holds the data of a host of this deployment.
+func hasData(fsys vfs.FS, dir string, deployment uint64) (bool, error) {
+	hosts, err := list(fsys, dir)
+	if err != nil {
+		return false, fmt.Errorf("list raft directory: %w", err)
+	}
+	for _, host := range hosts {
+		if _, err := fsys.Stat(fsys.PathJoin(dir, host, fmt.Sprintf("%020d", deployment))); err == nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // dropHostID takes a damaged host id away, at which dragonboat would panic. It makes another one.
 func dropHostID(fsys vfs.FS, dir string) (dropped bool, err error) {
 	name := fsys.PathJoin(dir, hostIDFile)

@@ -105,6 +105,13 @@ func NewHost(c Config) (*Host, error) {
 		h.config.pebble = true
 		h.logger.Info().Str("dir", c.Dir).Msg("raft directory was made by an earlier version and keeps its Pebble log: a broker that is replaced gets the journal, which writes half as much")
 	}
+	if status, err := readStatus(fsys, c.Dir); err != nil {
+		return nil, err
+	} else if began, err := hasData(fsys, c.Dir, c.Deployment); err != nil {
+		return nil, err
+	} else if status == nil && began {
+		h.logger.Warn().Str("file", fsys.PathJoin(c.Dir, statusFile)).Msg("dragonboat's status file is missing and is made anew: the journal beside it says whose it is")
+	}
 	if dropped, err := dropHostID(fsys, c.Dir); err != nil {
 		return nil, err
 	} else if dropped {
@@ -257,6 +264,9 @@ func (h *Host) start(ctx context.Context, p *replica, sm replication.StateMachin
 	if known {
 		h.cuts.seed(p)
 		cut, err = h.cutAt(r.Shard, r.Replica)
+		if err == nil {
+			err = h.checkSnapshot(r.Shard, r.Replica, opened)
+		}
 	}
 	switch {
 	case err != nil:

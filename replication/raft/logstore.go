@@ -149,6 +149,8 @@ type store struct {
 	batches []*journal.Batch // by step worker
 	spare   sync.Pool        // for everybody else
 	keepAll bool             // Config.KeepAll
+	// taken is up to which entry a replica's state machine had everything when it was opened here, by key.
+	taken sync.Map
 }
 
 var _ raftio.ILogDB = (*store)(nil)
@@ -315,6 +317,9 @@ func (s *store) GetSnapshot(shard, replica uint64) (raftpb.Snapshot, error) {
 	}
 	if err := snapshot.Unmarshal(known.Snapshot); err != nil {
 		return snapshot, s.gaveUp(fmt.Errorf("decode snapshot of log %d: %w", shard, err))
+	}
+	if at, ok := s.taken.Load(journal.Key{Shard: shard, Replica: replica}); ok && !snapshot.Imported && snapshot.OnDiskIndex <= at.(uint64) {
+		snapshot.Dummy = true // its file isn't needed, and isn't looked at: see snapshotfile.go
 	}
 	return snapshot, nil
 }

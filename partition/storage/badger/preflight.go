@@ -97,6 +97,9 @@ func (e *Engine) checkMemtableLogs(names []string) error {
 			}
 			continue
 		}
+		if err := e.checkHead(path); err != nil {
+			return err
+		}
 		end, err := scanLog(path, nil)
 		if err != nil {
 			return err
@@ -113,6 +116,22 @@ func (e *Engine) checkMemtableLogs(names []string) error {
 		}
 	}
 	return nil
+}
+
+// checkHead zeroes the number of the encryption key that a value log or memtable log begins with, if it isn't: nothing is
+// encrypted, and Badger would look for a key that there isn't. The rest of the head is for encryption alone.
+func (e *Engine) checkHead(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var key [8]byte
+	if _, err := f.ReadAt(key[:], 0); err == nil && !allZero(key[:]) {
+		e.log.Warningf("%s: its head is damaged and is written anew: it is for encryption, and nothing is encrypted", path)
+		_, err = f.WriteAt(make([]byte, len(key)), 0)
+		return errors.Join(err, f.Sync(), f.Close())
+	}
+	return f.Close() // one that is shorter has nothing in it
 }
 
 // checkValueLogs gives emptied files their header back, for the reason above; they
@@ -139,6 +158,9 @@ func (e *Engine) checkValueLogs(names []string) error {
 			if err := fsync(path); err != nil {
 				return err
 			}
+		}
+		if err := e.checkHead(path); err != nil {
+			return err
 		}
 	}
 	if newest == 0 {

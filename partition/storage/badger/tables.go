@@ -49,7 +49,8 @@ func (e *Engine) checkTables(names []string) error {
 		return errors.Join(closeErr, statErr)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %w", path, storage.ErrCorrupt, err)
+		text, _, _ := strings.Cut(err.Error(), "\n") // some of Badger's errors go on with advice for users of Badger
+		return fmt.Errorf("%s: %w: %s", path, storage.ErrCorrupt, text)
 	}
 	if end < info.Size() {
 		e.log.Warningf("%s: bytes %d to %d are no whole entry and will be cut", path, end, info.Size())
