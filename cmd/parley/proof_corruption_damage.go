@@ -45,6 +45,7 @@ type corruption struct {
 	hit     bool    // something that is needed
 	parts   []int32 // partitions whose chunks were hit
 	outcome string
+	gone    bool   // the running broker wrote over it
 	why     string // what the broker said
 	healed  bool
 }

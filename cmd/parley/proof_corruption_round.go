@@ -113,7 +113,7 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 	if err != nil {
 		return nil, err
 	}
-	want := min(1+p.rng.IntN(p.f.atOnce), p.f.count-p.result.Count)
+	want := min((p.f.atOnce+1)/2+p.rng.IntN(p.f.atOnce/2+1), p.f.count-p.result.Count)
 	damaged, whole := map[string]int{}, 0
 	parts := map[int32]bool{}
 	// What is cut or taken away from under a running broker can't be put back as it was, and may keep it from starting: then
@@ -221,9 +221,7 @@ func (p *corruptionProof) whileRunning(ctx context.Context, b *clusterProcess, a
 		if err != nil {
 			return err
 		}
-		if !there && c.outcome == "" {
-			c.outcome = outcomeOverwritten
-		}
+		c.gone = !there
 	}
 	return nil
 }
@@ -560,6 +558,8 @@ func (p *corruptionProof) resolve(b *clusterProcess, all []*corruption, logged i
 		switch c.outcome = outcomeMissed; {
 		case !c.hit:
 			c.outcome = outcomeHarmless
+		case c.gone:
+			c.outcome = outcomeOverwritten
 		case healed && (kind == "value-log" || kind == "memtable-log"):
 			// Every record was read from this broker, and was right: had one that was hit been needed, it would be missing.
 			c.outcome = outcomeReplayed
