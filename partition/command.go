@@ -198,7 +198,10 @@ func nextItem(body []byte) (it item, rest []byte, err error) {
 
 // Codes of a command's result (Result.Value).
 const (
-	resultOK uint64 = iota
+	// resultUndecided is the zero value: nobody decided, as where an entry was passed over because the state already had it. What
+	// became of it isn't known by that, and it is proposed again under its counter.
+	resultUndecided uint64 = iota
+	resultOK
 	resultStaleTerm
 	resultSkipped // the command before it is missing
 	resultStaleBarrier

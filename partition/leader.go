@@ -116,12 +116,16 @@ func (p *Partition) start(l *leadership) bool {
 		if err == nil {
 			var r replication.Result
 			if r, err = pending.WaitContext(l.ctx); err == nil {
-				if r.Value == resultOK {
+				switch r.Value {
+				case resultOK:
 					// Only now is all of the terms before applied here, with their log time.
 					l.clock = newLogClock(p.c.Clock, p.m.look().logTime)
 					return true
+				case resultUndecided:
+					err = replication.ErrUnknown // once more, which changes nothing if it is in the log
+				default:
+					return false // a newer term has started
 				}
-				return false // a newer term has started
 			}
 		}
 		if errors.Is(err, replication.ErrClosed) {
@@ -174,6 +178,9 @@ func (p *Partition) wait(l *leadership, g *proposal) (replication.Result, verdic
 		return r, again
 	}
 	switch r.Value {
+	case resultUndecided:
+		g.unknown = true
+		return r, again
 	case resultOK:
 		return r, settled
 	case resultSkipped:

@@ -169,7 +169,7 @@ func TestGarbageOnThePeerPort(t *testing.T) {
 			if _, err := io.WriteString(conn, test.send); err != nil {
 				t.Fatal(err)
 			}
-			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 			var all []byte
 			buf := make([]byte, 4096)
 			for !strings.Contains(string(all), test.says) {

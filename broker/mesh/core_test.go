@@ -149,7 +149,7 @@ func TestRequestReply(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := nc.Request("time", nil, 5*time.Second)
+		m, err := nc.Request("time", nil, 20*time.Second)
 		if err != nil || string(m.Data) != "noon" {
 			t.Fatalf("request %d: %v", i, err)
 		}
@@ -164,13 +164,13 @@ func TestNoResponders(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 2)
 	a := c.nodes[0].connect(t)
-	if _, err := a.Request("nobody", nil, 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+	if _, err := a.Request("nobody", nil, 20*time.Second); !errors.Is(err, nats.ErrNoResponders) {
 		t.Fatalf("nobody there: %v", err)
 	}
 	nc := c.nodes[1].connect(t)
 	sub := subscribe(t, nc, "some", "", func(m *nats.Msg) { m.Respond(nil) })
 	c.settled()
-	if _, err := a.Request("some", nil, 5*time.Second); err != nil {
+	if _, err := a.Request("some", nil, 20*time.Second); err != nil {
 		t.Fatalf("on the other broker: %v", err)
 	}
 	if err := sub.Unsubscribe(); err != nil {
@@ -180,14 +180,14 @@ func TestNoResponders(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.settled()
-	if _, err := a.Request("some", nil, 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+	if _, err := a.Request("some", nil, 20*time.Second); !errors.Is(err, nats.ErrNoResponders) {
 		t.Fatalf("after it left: %v", err)
 	}
 	subscribe(t, nc, "some", "", func(m *nats.Msg) { m.Respond(nil) })
 	c.settled()
 	c.both(0, 1, (*faultProxy).Cut)
 	until(t, "cut noticed", func() bool { return !c.nodes[0].Peers()[0].Data })
-	if _, err := a.Request("some", nil, 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+	if _, err := a.Request("some", nil, 20*time.Second); !errors.Is(err, nats.ErrNoResponders) {
 		t.Fatalf("cut off: %v", err)
 	}
 }

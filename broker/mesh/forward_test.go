@@ -45,7 +45,7 @@ func TestForwardAndReply(t *testing.T) {
 		m := nats.NewMsg("topic.2.x")
 		m.Data = fmt.Append(nil, i)
 		m.Header.Set("A", "b")
-		got, err := nc.RequestMsg(m, 5*time.Second)
+		got, err := nc.RequestMsg(m, 20*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestForwardAndReply(t *testing.T) {
 		if got != "2 from 1: topic/7 topic.2.x far" {
 			t.Fatal(got)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("no reply at the third broker")
 	}
 	if spied.Load() > 0 {
@@ -83,7 +83,7 @@ func TestForwardAndReply(t *testing.T) {
 // last.
 func TestForwardOrderAndFlush(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 2, func(c *Config) { c.Window = 4 << 20; c.ForwardWait = 5 * time.Second })
+	c := newTestCluster(t, 2, func(c *Config) { c.Window = 4 << 20; c.ForwardWait = 20 * time.Second })
 	var mu sync.Mutex
 	var got []int
 	flushed := 0
@@ -156,7 +156,7 @@ func TestBusyWhenTheLeaderDoesNotTakeIn(t *testing.T) {
 		default:
 			t.Fatal(err)
 		}
-		if d := time.Since(start); d > time.Second {
+		if d := time.Since(start); d > 5*time.Second { // it takes 50 ms
 			t.Fatalf("Forward took %v", d)
 		}
 		if sent > 200 {

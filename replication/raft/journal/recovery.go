@@ -69,13 +69,20 @@ func (j *Journal) open() error {
 		hasEnd = hasEnd || name == endFile
 	}
 	slices.Sort(numbers)
+	unbegun, err := j.unbegun(numbers, known)
+	if err != nil {
+		return err
+	}
 	switch {
+	case known && len(numbers) == 0:
+		err = &DamageError{filepath.Join(j.dir, identityFile), 0, "there is no segment beside it, though every journal has one: they were lost"}
 	case known:
 		promised, err = j.readIdentity()
-	case len(numbers) > 0:
+	case len(numbers) > 0 && !unbegun:
 		err = &DamageError{filepath.Join(j.dir, identityFile), 0, "the file is missing, though there are segments"}
 	default:
-		hasEnd = false // of a beginning that didn't get as far as this
+		// What is there of a beginning that didn't get as far as the identity, which comes last, is written over.
+		hasEnd, numbers = false, nil
 		err = j.newIdentity()
 	}
 	if err != nil {
@@ -98,7 +105,7 @@ func (j *Journal) open() error {
 			return err
 		}
 	}
-	if !known || j.end != nil && !promised {
+	if known && j.end != nil && !promised {
 		if err := j.writeIdentity(); err != nil {
 			return err
 		}
@@ -125,7 +132,40 @@ func (j *Journal) open() error {
 		}
 	}
 	j.segments = append(j.segments, s)
+	if !known {
+		return j.writeIdentity()
+	}
 	return nil
+}
+
+// unbegun says that there is no more of a journal than its first segment, with nothing in it: whoever began it didn't get as
+// far as to name it, and nothing was ever saved.
+func (j *Journal) unbegun(numbers []uint64, known bool) (bool, error) {
+	if known || len(numbers) != 1 || numbers[0] != 1 {
+		return false, nil
+	}
+	name := j.segmentName(1)
+	f, err := j.fs.Open(name)
+	if err != nil {
+		return false, fmt.Errorf("open raft journal segment: %w", err)
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return false, fmt.Errorf("size of raft journal segment %s: %w", name, err)
+	}
+	w := window{file: f, limit: size}
+	for off := int64(segmentHeader); off < size; {
+		b, err := w.at(off, int(min(64<<10, size-off)))
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+			return false, nil
+		}
+		off += int64(len(b))
+	}
+	return true, nil
 }
 
 // The identity file is 32 bytes: the text "PRLYRJ1\n", the journal's id (uint64), 1 where there is an END (uint8), 11 zeros,
