@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -64,8 +65,9 @@ func TestUpgrade(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), upgradeLimit)
 	defer cancel()
-	old, now := buildRevision(t, revision), buildTree(t)
-	u := &upgrade{t: t, from: old.parleyd, to: now.parleyd, tools: map[string]string{"old": old.parley, "new": now.parley}}
+	old, early := buildRevision(t, revision)
+	now := buildTree(t, early)
+	u := &upgrade{t: t, early: early, from: old.parleyd, to: now.parleyd, tools: map[string]string{"old": old.parley, "new": now.parley}}
 	f := &chaosFlags{brokers: 3, partitions: 6, producers: 3, recovery: settleLimit}
 	f.parleyd, f.seed = old.parleyd, uint64(time.Now().UnixNano())%1_000_000
 	a := &app{surroundings: surroundings{stdin: strings.NewReader(""), stdout: testLines{t}, stderr: testLines{t}, configDir: t.TempDir(), lookup: os.LookupEnv},
@@ -84,6 +86,7 @@ type upgrade struct {
 	from, to string            // brokers' binaries
 	tools    map[string]string // the tool's, by version
 	topics   int
+	early    bool // snapshots are needed, and each version reads the other's
 	p        *chaosProof
 	level    uint32 // the cluster's as the old version formed it
 	done     bool
@@ -426,8 +429,8 @@ func (u *upgrade) raise(ctx context.Context) error {
 
 // lag has a broker fall so far behind that it needs snapshots, of which the others are of the other version.
 func (u *upgrade) lag(ctx context.Context, m *clusterProcess) error {
-	if !u.open() {
-		return nil // snapshots of that version are the records themselves
+	if !u.early {
+		return nil
 	}
 	if err := m.stop(); err != nil {
 		return err
@@ -538,8 +541,13 @@ func (u *upgrade) groups(ctx context.Context) error {
 // binaries are a version's.
 type binaries struct{ parleyd, parley string }
 
-// buildRevision builds a git revision. Its brokers cut their Raft logs early.
-func buildRevision(t *testing.T, revision string) binaries {
+// snapshotsIn is where the version of snapshots stands. Between versions that don't read one another's none may be needed.
+const snapshotsIn = "partition/snapshot.go"
+
+var snapshotForm = regexp.MustCompile(`snapshotVersion += +[0-9]+`)
+
+// buildRevision builds a git revision. Its brokers cut their Raft logs early, if their snapshots are those of the working tree.
+func buildRevision(t *testing.T, revision string) (b binaries, early bool) {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -552,27 +560,39 @@ func buildRevision(t *testing.T, revision string) binaries {
 		t.Fatal(err)
 	}
 	runIn(t, source, "tar", "-xf", archive)
-	path := filepath.Join(source, cutsIn)
-	if err := os.WriteFile(path, cutsEarly(t, path), 0o600); err != nil {
-		t.Fatal(err)
+	form := func(in string) string {
+		b, err := os.ReadFile(filepath.Join(in, snapshotsIn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(strings.Fields(snapshotForm.FindString(string(b))), " ")
 	}
-	return buildBinaries(t, source)
+	if early = form(source) == form(root); early {
+		path := filepath.Join(source, cutsIn)
+		if err := os.WriteFile(path, cutsEarly(t, path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return buildBinaries(t, source), early
 }
 
 // buildTree builds the working tree likewise.
-func buildTree(t *testing.T) binaries {
+func buildTree(t *testing.T, early bool) binaries {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !early {
+		return buildBinaries(t, root)
+	}
 	dir, path := t.TempDir(), filepath.Join(root, cutsIn)
-	early, overlay := filepath.Join(dir, "early.go"), filepath.Join(dir, "overlay.json")
-	replace, err := json.Marshal(map[string]map[string]string{"Replace": {path: early}})
+	changed, overlay := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json")
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{early: cutsEarly(t, path), overlay: replace} {
+	for name, content := range map[string][]byte{changed: cutsEarly(t, path), overlay: replace} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
