@@ -171,6 +171,7 @@ func (m *metrics) pulled(deliveries []group.Delivery, bytes int) {
 	}
 	m.pulledRecords.Add(float64(n))
 	m.pulledBytes.Add(float64(bytes))
+	m.pulledRanges.Add(float64(len(deliveries)))
 }
 
 func (m *metrics) nextDelivered(records int) { m.nextRecords.Add(float64(records)) }

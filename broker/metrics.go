@@ -32,6 +32,7 @@ type metrics struct {
 
 	pulledRecords prometheus.Counter
 	pulledBytes   prometheus.Counter
+	pulledRanges  prometheus.Counter
 	nextRecords   prometheus.Counter
 	groupErrors   *prometheus.CounterVec
 	groups        groupMetrics
@@ -73,6 +74,7 @@ func newMetrics(b *Broker) *metrics {
 	m.fetchErrors = byReason("fetch_errors_total", "Fetches answered with an error.")
 	m.pulledRecords = counter("pulled_records_total", "Records handed to members of shared groups.")
 	m.pulledBytes = counter("pulled_bytes_total", "Bytes of record batches that hold them.")
+	m.pulledRanges = counter("pulled_ranges_total", "Ranges of offsets that they were handed out in: many short ones cost more.")
 	m.nextRecords = counter("next_records_total", "Records sent to plain NATS clients that asked for the next.")
 	m.groupErrors = byReason("group_errors_total", "Requests of group members and plain consumers answered with an error.")
 	m.registry.MustRegister(&partitionCollector{b: b})

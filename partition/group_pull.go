@@ -24,7 +24,7 @@ type pullWaiter struct {
 }
 
 // PullGroup hands records to a member, waiting for the first as the request says; then Deliveries
-// may be empty. Whole batches that hold the records are appended to buf, in order of
+// may be empty. Batches that hold the records, whole or cut down to them, are appended to buf, in order of
 // offset; only the records in Deliveries are the member's. Errors: not_leader, group_mismatch, bad_request, busy,
 // damaged, unavailable, group_not_found (deleted meanwhile).
 func (p *Partition) PullGroup(ctx context.Context, r group.Pull, buf []byte) (group.Pulled, []byte, error) {

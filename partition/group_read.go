@@ -76,8 +76,35 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 	return describe(ErrDamaged, "%s: offset %d on this broker's disk: %v", name, want, err)
 }
 
+// sizeOfParts is about how large the deliveries' records of a batch are, and whether they are few: less than half of it is
+// theirs. Members of a key-ordered group share batches; to each of them the others' records are of no use.
+func sizeOfParts(b record.Batch, ds []group.Delivery) (size int, few bool) {
+	n, parts := int64(0), 0
+	for i := 0; i < len(ds) && ds[i].First <= b.LastOffset(); i++ {
+		n += min(ds[i].Last, b.LastOffset()) - max(ds[i].First, b.BaseOffset()) + 1
+		parts++
+	}
+	if size = int(n*int64(len(b))/int64(b.Count())) + parts*record.HeaderSize; b.Codec() == record.None && size < len(b)/2 {
+		return size, true
+	}
+	return len(b), false
+}
+
+// appendParts appends the deliveries' records of a batch in batches of their own.
+func appendParts(buf []byte, b record.Batch, ds []group.Delivery) ([]byte, error) {
+	before := len(buf)
+	c := record.Cut(b)
+	for i := 0; i < len(ds) && ds[i].First <= b.LastOffset(); i++ {
+		var err error
+		if buf, err = c.Append(buf, max(ds[i].First, b.BaseOffset()), min(ds[i].Last, b.LastOffset())); err != nil {
+			return buf[:before], err
+		}
+	}
+	return buf, nil
+}
+
 // readDeliveries appends the batches that hold the deliveries' records to buf, each once, up to about maxBytes, but at
-// least one. It returns the first offset that did not fit, or -1. Deliveries are in order.
+// least one. Of a batch that is mostly others' only the records are appended. It returns the first offset that did not fit, or -1. Deliveries are in order.
 func (m *machine) readDeliveries(ds []group.Delivery, maxBytes int, buf []byte, name string) (_ []byte, cut int64, err *Error) {
 	empty := len(buf)
 	cut = -1
@@ -89,11 +116,21 @@ func (m *machine) readDeliveries(ds []group.Delivery, maxBytes int, buf []byte, 
 				// Batches between two deliveries are passed over; where they are many, it is cheaper to look anew.
 				return ds[i].First-b.LastOffset() < 4096
 			}
-			if len(buf) > empty && len(buf)-empty+len(b) > maxBytes {
+			size, few := sizeOfParts(b, ds[i:])
+			if len(buf) > empty && len(buf)-empty+size > maxBytes {
 				cut = max(ds[i].First, b.BaseOffset(), next)
 				return false
 			}
-			buf = append(buf, b...)
+			whole := !few
+			if few {
+				var bad error
+				if buf, bad = appendParts(buf, b, ds[i:]); bad != nil {
+					whole = true // whoever reads it judges it
+				}
+			}
+			if whole {
+				buf = append(buf, b...)
+			}
 			next = b.LastOffset() + 1
 			for i < len(ds) && ds[i].Last < next {
 				i++

@@ -413,9 +413,13 @@ func (d *Dispatcher) voidAnswered(first, last int64, v slot) {
 func (d *Dispatcher) Changed() bool { return d.acks.count > 0 || d.backs.count > 0 }
 
 // Urgent tells whether what has gathered should be committed soon: records that came back, many acks, or acks of keys that
-// other members wait for.
+// members wait for: others, or their owner, who has too many.
 func (d *Dispatcher) Urgent(acks int64) bool {
-	return d.backs.count > 0 || d.acks.covered >= acks || d.keyed != nil && d.keyed.offered > 0 && d.members.hungry > 0
+	if d.backs.count > 0 || d.acks.covered >= acks {
+		return true
+	}
+	k := d.keyed
+	return k != nil && (k.offered > 0 && d.members.hungry > 0 || k.open.count > 0 && d.members.waiting > 0 && d.members.active > 1)
 }
 
 // Change writes what has gathered. Applied must be called with its outcome before Change is called again.

@@ -230,6 +230,11 @@ func (k *keyed) voidBelow(key *key, off int64) bool {
 	return false
 }
 
+// freeKeys is how many keys a member may have in any case. Beyond it, several members together take no more than two thirds
+// of the keys in sight: then most records that come next in the log have free keys, and a take finds them side by side. With
+// all keys taken it finds its own ones here and there, in batches that hold mostly others'.
+const freeKeys = 512
+
 // take hands out what is on offer to a member, in order of offset.
 func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 	d := k.d
@@ -241,12 +246,22 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 	if me.waiting > 0 && me.out == 0 {
 		others--
 	}
+	active := int64(d.members.active)
+	if me.waiting == 0 && me.out == 0 {
+		active++
+	}
 	if others > 0 {
-		active := d.members.active
-		if me.waiting == 0 && me.out == 0 {
-			active++
-		}
-		share = (int64(k.byHash.count) + int64(active) - 1) / int64(active)
+		share = (int64(k.byHash.count) + active - 1) / active
+	}
+	free := int64(math.MaxInt64)
+	if active > 1 {
+		free = max(int64(k.byHash.count)*2/(3*active), freeKeys)
+	}
+	if me.keys > free-free/4 {
+		free = me.keys // not a few at a time
+	}
+	if share >= 0 {
+		free = min(free, share)
 	}
 	k.takes++
 	k.taking = true
@@ -256,8 +271,13 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 		me = &d.members.list[m]
 		a, okA := k.open.next(0)
 		b, okB := me.offers.next(0)
-		okA = okA && (share < 0 || me.keys < share)
 		okB = okB && (share < 0 || me.keys <= share)
+		if okA && me.keys >= free {
+			// It doesn't go on with its own keys far ahead instead: they are free, side by side with others, soon.
+			if !okB || a.first < b.first {
+				return dst
+			}
+		}
 		// A stretch of one kind: its records are of different keys, and what comes on offer once they
 		// are taken lies beyond it.
 		x := a
@@ -276,8 +296,8 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 		isOpen := x.first == a.first && okA
 		s, _ := d.slots.next(x.first)
 		x.last = min(x.last, s.last, x.first+room-1)
-		if isOpen && share >= 0 {
-			x.last = k.keysUpTo(x.first, x.last, share-me.keys)
+		if isOpen && x.last-x.first >= free-me.keys {
+			x.last = k.keysUpTo(x.first, x.last, free-me.keys)
 		}
 		if isOpen {
 			k.open.clear(x.first, x.last)

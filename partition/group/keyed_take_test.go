@@ -59,6 +59,97 @@ func TestKeyWaitsForAnswers(t *testing.T) {
 	equal("given back, it is the first again", offsets("a", 10), 3, 5)
 }
 
+// TestMembersLeaveKeysFree: with many keys, members together leave a third of them free, so that what is next in the log lies side by
+// side for whoever comes; a member that has its part waits for a good piece of it, rather than to go on with its own keys far ahead.
+// Acks that are to make room for it are urgent.
+func TestMembersLeaveKeysFree(t *testing.T) {
+	t.Parallel()
+	s, d, e := keyedDispatcher(t)
+	const keys, part = 6000, 6000 * 2 / (3 * 2)
+	hashes := make([]uint64, 3*keys)
+	for i := range hashes {
+		hashes[i] = uint64(i%keys) + 1
+	}
+	d.Advance(int64(len(hashes)))
+	for d.Hungry() {
+		d.Feed(hashes[d.Cursor():])
+	}
+	d.Wait("a", 1)
+	d.Wait("b", 1)
+	take := func(member string) Delivery {
+		t.Helper()
+		ds := d.Take(nil, member, 4096, 0)
+		if len(ds) > 1 {
+			t.Fatalf("%s: %+v lie apart", member, ds)
+		}
+		if len(ds) == 0 {
+			return Delivery{First: 0, Last: -1}
+		}
+		return ds[0]
+	}
+	a, b := take("a"), take("b")
+	if a.First != 0 || a.Last != part-1 || b.First != part || b.Last != 2*part-1 {
+		t.Fatalf("a %+v, b %+v, want %d each", a, b, part)
+	}
+	ack := func(first, last int64) {
+		t.Helper()
+		if refused := d.Ack(nil, "a", []AckItem{{Kind: Ack, First: first, Last: last, Token: a.Token}}, 0); len(refused) > 0 {
+			t.Fatal(refused)
+		}
+	}
+	ack(0, part/8)
+	if more := take("a"); more.Last >= more.First {
+		t.Fatalf("a goes on with %+v before the acks are committed", more)
+	}
+	if !d.Urgent(keys) {
+		t.Fatal("a waits for its acks, and nobody hurries")
+	}
+	commit := func(index uint64) {
+		t.Helper()
+		e.Reset(nil)
+		d.Change(e, "g", 0, 0)
+		if _, err := s.Apply(Context{Index: index, Next: int64(len(hashes))}, e.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		d.Applied(index, 0)
+	}
+	commit(2)
+	if more := take("a"); more.Last >= more.First {
+		t.Fatalf("a gets %+v, a few at a time", more)
+	}
+	ack(part/8+1, part/2)
+	commit(3)
+	if more := take("a"); more.First != 2*part || more.Last != 2*part+part/2 {
+		t.Fatalf("a goes on with %+v", more)
+	}
+	// Few keys are all given.
+	_, d, _ = keyedDispatcher(t)
+	d.Advance(1000)
+	d.Feed(hashes[:1000])
+	d.Wait("b", 1)
+	if a = take("a"); a.Last != 499 { // its share, as b has none
+		t.Fatalf("%+v", a)
+	}
+	if b = take("b"); b.Last != 999 {
+		t.Fatalf("%+v", b)
+	}
+}
+
+func keyedDispatcher(t *testing.T) (*State, *Dispatcher, *Entry) {
+	t.Helper()
+	s := NewState()
+	o := Options{Mode: KeyOrdered}.WithDefaults(KeyOrdered)
+	e := &Entry{}
+	e.Reset(nil)
+	e.Make("g", &o, 0)
+	e.Open("g")
+	if _, err := s.Apply(Context{Index: 1}, e.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	d, _ := NewDispatcher(s, "g", 0, 0, 0)
+	return s, d, e
+}
+
 // TestAckRepeatedToANewLeader: the ack was committed, its answer lost with the leader. Who repeats it hears that the
 // record is done, whether or not the new leader has looked at the record's key.
 func TestAckRepeatedToANewLeader(t *testing.T) {

@@ -93,11 +93,12 @@ func (e *expiryQueue) compact(live func(timedRun) bool) {
 // memberTable counts what each member has. Who has nothing, waits for nothing and owns no key is
 // forgotten, unless a settling record still names it: so places are given anew only in turn.
 type memberTable struct {
-	list   []memberSlot
-	byID   map[string]int32
-	free   []int32
-	hungry int // members that wait and have nothing
-	active int // members that wait or have something
+	list    []memberSlot
+	byID    map[string]int32
+	free    []int32
+	hungry  int // members that wait and have nothing
+	waiting int // pulls of all
+	active  int // members that wait or have something
 }
 
 type memberSlot struct {
@@ -163,5 +164,6 @@ func (t *memberTable) tidy(i int32) {
 func (d *Dispatcher) Wait(member string, by int) {
 	i := d.members.index(member)
 	d.members.change(i, func(m *memberSlot) { m.waiting += by })
+	d.members.waiting += by
 	d.members.tidy(i)
 }
