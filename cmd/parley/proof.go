@@ -57,7 +57,8 @@ was never run. Exit 1 if anything is wrong.`,
 	flags.Uint64Var(&f.seed, "seed", 0, "`seed` of the file and the moments (default: a random one, printed)")
 	flags.StringVar(&f.parleyd, "parleyd", "", "the parleyd `binary` (default: built from this source tree)")
 	flags.BoolVar(&f.keep, "keep", false, "keep the working directory")
-	parent.AddCommand(cmd, a.chaosCommand(), a.failoverCommand(), a.epochsCommand(), a.partitionsCommand(), a.joinCommand(), a.corruptionCommand())
+	parent.AddCommand(cmd, a.chaosCommand(), a.failoverCommand(), a.epochsCommand(), a.partitionsCommand(), a.joinCommand(), a.corruptionCommand(),
+		a.groupsCommand(), a.groupMemberCommand())
 	return parent
 }
 
