@@ -69,6 +69,7 @@ var (
 	descGroupDelivered    = groupDesc("delivered_records_total", "Records delivered to members of shared groups.")
 	descGroupRedelivered  = groupDesc("redelivered_records_total", "Of them, those that had been delivered before.")
 	descGroupDead         = groupDesc("dead_letters_total", "Records that went to the dead-letter topic.")
+	descGroupsUnknown     = prometheus.NewDesc("parley_groups_unknown_partitions", "Partitions with a replica here that have no leader: what lag groups have there nobody tells.", nil, nil)
 	descGroupsUntold      = prometheus.NewDesc("parley_groups_untold", "Groups that are over the limit and not told of here.", nil, nil)
 )
 
@@ -85,15 +86,20 @@ func (g *groupMetrics) collect(b *Broker, r *routes, ch chan<- prometheus.Metric
 	for _, c := range g.sums {
 		c.seen = false
 	}
+	unknown := 0
 	for _, t := range r.byID {
 		for _, s := range t.parts {
+			if p, to := b.leader(s, false); s.local && p == nil && to == 0 {
+				unknown++
+			}
 			p := s.partition.Load()
 			if p == nil || !p.Leading() {
 				continue
 			}
 			states, err := p.GroupStates("")
-			if err != nil {
-				continue // it has just stopped to lead
+			if err != nil { // it has just stopped to lead, and nobody else tells yet
+				unknown++
+				continue
 			}
 			for i := range states {
 				g.take(b, groupName{t.name, states[i].Group}, s.number, &states[i], gauges, untold, last)
@@ -106,6 +112,7 @@ func (g *groupMetrics) collect(b *Broker, r *routes, ch chan<- prometheus.Metric
 			delete(g.sums, name) // deleted, or led by others now
 		}
 	}
+	ch <- prometheus.MustNewConstMetric(descGroupsUnknown, prometheus.GaugeValue, float64(unknown))
 	g.send(gauges, len(untold), ch)
 }
 

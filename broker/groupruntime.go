@@ -35,12 +35,6 @@ type groupQuestion struct {
 	Set   *wire.GroupSetRequest `json:",omitempty"` // what to do; nil: nothing
 }
 
-// groupSums is the answer about all groups.
-type groupSums struct {
-	Sums     []api.GroupSum
-	Problems []string
-}
-
 // leadersOf sorts partitions by who leads them: indexes into parts, by broker; 0: nobody.
 func (b *Broker) leadersOf(parts []api.Part) map[uint64][]int {
 	by := map[uint64][]int{}
@@ -190,21 +184,23 @@ func (b *Broker) answerGroupParts(_ context.Context, _ mesh.Identity, req []byte
 }
 
 // GroupSums implements api.Groups.
-func (r runtime) GroupSums(ctx context.Context, parts []api.Part) ([]api.GroupSum, []string) {
+func (r runtime) GroupSums(ctx context.Context, parts []api.Part) api.GroupsSeen {
 	b := r.b
 	var mu sync.Mutex
-	var all groupSums
-	add := func(s groupSums) {
+	var all api.GroupsSeen
+	add := func(s api.GroupsSeen) {
 		mu.Lock()
 		defer mu.Unlock()
 		all.Sums = append(all.Sums, s.Sums...)
+		all.Spans = append(all.Spans, s.Spans...)
+		all.Silent = append(all.Silent, s.Silent...)
 		all.Problems = append(all.Problems, s.Problems...)
 	}
 	var wg sync.WaitGroup
 	for to, indexes := range b.leadersOf(parts) {
 		switch to {
 		case 0:
-			add(groupSums{Problems: []string{fmt.Sprintf("%d partitions have no leader at the moment", len(indexes))}})
+			add(api.GroupsSeen{Silent: silence(pick(parts, indexes), leaderless)})
 		case b.self():
 			add(b.groupSums(pick(parts, indexes)))
 		default:
@@ -212,9 +208,9 @@ func (r runtime) GroupSums(ctx context.Context, parts []api.Part) ([]api.GroupSu
 				some := indexes[:min(len(indexes), statusParts)]
 				indexes = indexes[len(some):]
 				wg.Go(func() {
-					var res groupSums
+					var res api.GroupsSeen
 					if err := b.request(ctx, to, subjectGroupSums, groupsWait, groupQuestion{Parts: pick(parts, some)}, &res); err != nil {
-						res = groupSums{Problems: []string{fmt.Sprintf("%d partitions: %s", len(some), b.silent(to, err))}}
+						res = api.GroupsSeen{Silent: silence(pick(parts, some), b.silent(to, err))}
 					}
 					add(res)
 				})
@@ -222,31 +218,51 @@ func (r runtime) GroupSums(ctx context.Context, parts []api.Part) ([]api.GroupSu
 		}
 	}
 	wg.Wait()
-	return all.Sums, all.Problems
+	return all
+}
+
+// silence says of partitions why they give no answer, topic by topic.
+func silence(parts []api.Part, why string) (all []api.Silence) {
+	at := map[uint64]int{}
+	for _, p := range parts {
+		i, ok := at[p.Topic]
+		if !ok {
+			i = len(all)
+			at[p.Topic] = i
+			all = append(all, api.Silence{Topic: p.Topic, Problem: why})
+		}
+		all[i].Numbers = append(all[i].Numbers, p.Number)
+	}
+	return all
 }
 
 // groupSums adds up the groups of partitions that this broker leads.
-func (b *Broker) groupSums(parts []api.Part) (res groupSums) {
+func (b *Broker) groupSums(parts []api.Part) (res api.GroupsSeen) {
 	type key struct {
 		topic uint64
 		group string
 	}
 	at := map[key]int{}
+	spans := map[uint64]int64{}
 	left := 0
 	for _, part := range parts {
 		s := b.slot(part.Topic, part.Number)
 		if s == nil {
+			res.Silent = append(res.Silent, silence([]api.Part{part}, "broker "+b.c.Name+" has not carried out the newest epoch yet")...)
 			continue
 		}
 		p := s.partition.Load()
 		if p == nil {
+			res.Silent = append(res.Silent, silence([]api.Part{part}, s.refusal().Description)...)
 			continue
 		}
 		states, err := p.GroupStates("")
 		if err != nil {
-			res.Problems = append(res.Problems, fmt.Sprintf("partition %s/%d: %s", s.topic, s.number, groupError(err).Description))
+			res.Silent = append(res.Silent, silence([]api.Part{part}, groupError(err).Description)...)
 			continue
 		}
+		start, next := p.Bounds()
+		spans[part.Topic] += next - start
 		for i := range states {
 			st := &states[i]
 			k := key{part.Topic, st.Group}
@@ -258,12 +274,20 @@ func (b *Broker) groupSums(parts []api.Part) (res groupSums) {
 				}
 				n = len(res.Sums)
 				at[k] = n
-				res.Sums = append(res.Sums, api.GroupSum{Topic: part.Topic, Group: st.Group, Mode: st.Options.Mode.String()})
+				res.Sums = append(res.Sums, api.GroupSum{
+					Topic: part.Topic, Group: st.Group, Mode: st.Options.Mode.String(), From: positionText(st.Options.From),
+				})
+			}
+			if st.Token != 0 { // the anchor knows of groups that nobody has read with
+				res.Sums[n].Span += next - start
 			}
 			res.Sums[n].Lag += st.Lag
 			res.Sums[n].LagMS = max(res.Sums[n].LagMS, st.LagMS)
 			res.Sums[n].Members = max(res.Sums[n].Members, len(st.Members))
 		}
+	}
+	for topic, n := range spans {
+		res.Spans = append(res.Spans, api.TopicSpan{Topic: topic, Records: n})
 	}
 	if left > 0 {
 		res.Problems = append(res.Problems, fmt.Sprintf("broker %s knows more than %d groups: ask topic by topic", b.c.Name, maxSums))

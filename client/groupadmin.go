@@ -20,7 +20,7 @@ type (
 )
 
 // Groups lists the groups of a topic, or of all topics when topic is empty. Problems in the answer are of partitions that could
-// not be asked: what they know is missing.
+// not be asked: what they know of a group is -1 there, and groups that only they know are missing.
 func (c *Client) Groups(ctx context.Context, topic string) (GroupList, error) {
 	out, _, err := call(ctx, c, wire.APIGroupList, wire.GroupListRequest{Topic: topic}, func(out *GroupList) *Error { return out.Error })
 	return out, err

@@ -49,7 +49,7 @@ func (still) Problems() []string                                     { return ni
 func (still) GroupParts(_ context.Context, _ string, parts []Part) []GroupPart {
 	return make([]GroupPart, len(parts))
 }
-func (still) GroupSums(context.Context, []Part) ([]GroupSum, []string) { return nil, nil }
+func (still) GroupSums(context.Context, []Part) GroupsSeen { return GroupsSeen{} }
 func (still) SetGroup(_ context.Context, parts []Part, _ wire.GroupSetRequest) []error {
 	return make([]error, len(parts))
 }

@@ -30,6 +30,30 @@ type GroupSum struct {
 	Members int    `json:"members"`
 	Lag     int64  `json:"lag"`
 	LagMS   int64  `json:"lag_ms"`
+	// From is where the group begins, Span how many records the partitions hold that it has come to.
+	From string `json:"from,omitempty"`
+	Span int64  `json:"span,omitempty"`
+}
+
+// TopicSpan is how many records some of a topic's partitions hold.
+type TopicSpan struct {
+	Topic   uint64 `json:"topic"`
+	Records int64  `json:"records"`
+}
+
+// Silence is about partitions that gave no answer.
+type Silence struct {
+	Topic   uint64  `json:"topic"`
+	Numbers []int32 `json:"numbers"`
+	Problem string  `json:"problem"`
+}
+
+// GroupsSeen is what those said that answered, and who didn't.
+type GroupsSeen struct {
+	Sums     []GroupSum
+	Spans    []TopicSpan
+	Silent   []Silence
+	Problems []string
 }
 
 // Groups is what the API needs of the partitions' leaders for groups. Each is asked
@@ -37,9 +61,8 @@ type GroupSum struct {
 type Groups interface {
 	// GroupParts tells of one group, in the order of the question.
 	GroupParts(ctx context.Context, group string, parts []Part) []GroupPart
-	// GroupSums tells of all groups of the partitions; problems are of those that
-	// gave no answer.
-	GroupSums(ctx context.Context, parts []Part) (sums []GroupSum, problems []string)
+	// GroupSums tells of all groups of the partitions.
+	GroupSums(ctx context.Context, parts []Part) GroupsSeen
 	// SetGroup resets or deletes a group on each of the partitions: *wire.Error
 	// where that failed, in the order of the question.
 	SetGroup(ctx context.Context, parts []Part, q wire.GroupSetRequest) []error
@@ -95,11 +118,13 @@ func (h *Handlers) GroupList(ctx context.Context, q wire.GroupListRequest) (wire
 			name[t.ID] = t.Name
 		}
 	}
-	sums, problems := h.Runtime.GroupSums(ctx, parts)
+	seen := h.Runtime.GroupSums(ctx, parts)
 	type key struct{ topic, group string }
 	at := map[key]int{}
-	res := wire.GroupList{Groups: []wire.GroupSummary{}, Problems: problems}
-	for _, s := range sums {
+	res := wire.GroupList{Groups: []wire.GroupSummary{}, Problems: seen.Problems}
+	read := map[key]int64{} // of what a topic's partitions hold, where somebody has come for it
+	begin := map[key]string{}
+	for _, s := range seen.Sums {
 		k := key{name[s.Topic], s.Group}
 		i, ok := at[k]
 		if !ok {
@@ -111,11 +136,68 @@ func (h *Handlers) GroupList(ctx context.Context, q wire.GroupListRequest) (wire
 		g.Members = max(g.Members, s.Members)
 		g.Lag += s.Lag
 		g.LagMS = max(g.LagMS, s.LagMS)
+		read[k] += s.Span
+		begin[k] = cmp.Or(s.From, begin[k])
 	}
+	holds := map[string]int64{}
+	for _, s := range seen.Spans {
+		holds[name[s.Topic]] += s.Records
+	}
+	for i := range res.Groups {
+		g := &res.Groups[i]
+		if k := (key{g.Topic, g.Group}); begin[k] != "latest" {
+			g.Lag += max(0, holds[g.Topic]-read[k]) // partitions that nobody has come for yet
+		}
+	}
+	h.silence(&res, seen.Silent, c, name)
 	slices.SortFunc(res.Groups, func(a, b wire.GroupSummary) int {
 		return cmp.Or(strings.Compare(a.Topic, b.Topic), strings.Compare(a.Group, b.Group))
 	})
 	return res, nil
+}
+
+// silence tells of partitions that gave no answer: what only they know is shown as unknown, not as none.
+func (h *Handlers) silence(res *wire.GroupList, silent []Silence, c *config.Config, name map[uint64]string) {
+	numbers, texts := map[string][]int32{}, map[string][]string{}
+	for _, s := range silent {
+		topic := name[s.Topic]
+		slices.Sort(s.Numbers)
+		numbers[topic] = append(numbers[topic], s.Numbers...)
+		texts[topic] = append(texts[topic], fmt.Sprintf("partition %s: %s", numberList(s.Numbers), s.Problem))
+	}
+	for topic, text := range texts {
+		slices.Sort(text)
+		texts[topic] = text
+		res.Problems = append(res.Problems, fmt.Sprintf("topic %s, %s. Groups that only these know are not listed", topic, strings.Join(text, "; ")))
+	}
+	slices.Sort(res.Problems)
+	for i := range res.Groups {
+		g := &res.Groups[i]
+		if len(numbers[g.Topic]) == 0 {
+			continue
+		}
+		g.Problem = fmt.Sprintf("%s. The others lag %s", strings.Join(texts[g.Topic], "; "), plural(int(g.Lag), "record"))
+		g.Lag, g.LagMS = -1, -1
+		if t := c.Topic(g.Topic); slices.Contains(numbers[g.Topic], record.PartitionOf([]byte(g.Group), t.Anchors())) {
+			g.Members = -1
+			g.Problem += "; one of them is the group's anchor, which knows its members"
+		}
+	}
+}
+
+// maxNumbersText bounds the partitions that a text names.
+const maxNumbersText = 8
+
+func numberList(numbers []int32) string {
+	text := make([]string, 0, maxNumbersText+1)
+	for i, n := range numbers {
+		if i == maxNumbersText {
+			text = append(text, fmt.Sprintf("and %d more", len(numbers)-i))
+			break
+		}
+		text = append(text, strconv.Itoa(int(n)))
+	}
+	return strings.Join(text, ", ")
 }
 
 // GroupDescribe describes one group, partition by partition.
@@ -157,19 +239,28 @@ func (h *Handlers) GroupDescribe(ctx context.Context, q wire.GroupRequest) (wire
 	for _, m := range res.Members {
 		names[m.ID] = cmp.Or(m.Name, m.ID)
 	}
+	unknown := false
 	for n := range parts {
 		d := describeGroup(&parts[n], int32(n), &res)
 		d.Member = cmp.Or(names[d.Member], d.Member)
 		res.Partitions[n] = d
 		res.Lag += d.Lag
 		res.LagMS = max(res.LagMS, d.LagMS)
+		unknown = unknown || parts[n].Problem != ""
+	}
+	if unknown {
+		res.Lag, res.LagMS = -1, -1
+	}
+	if why := parts[anchor].Problem; why != "" {
+		res.Problem = fmt.Sprintf("who the members are is not known: partition %d, the group's anchor, gives no answer: %s", anchor, why)
 	}
 	return res, nil
 }
 
 func describeGroup(p *GroupPart, n int32, g *wire.GroupDescription) wire.GroupPartitionDescription {
 	d := wire.GroupPartitionDescription{Partition: n, Committed: -1, NextOffset: p.Next, Problem: p.Problem}
-	if d.Problem != "" {
+	if d.Problem != "" { // nothing is known, which is not the same as nothing
+		d.NextOffset, d.Lag, d.LagMS, d.Pending, d.Redelivering = -1, -1, -1, -1, -1
 		return d
 	}
 	// An anchor that nobody reads is as untouched as no state at all.

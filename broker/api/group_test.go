@@ -16,15 +16,14 @@ type grouped struct {
 	parts []GroupPart
 	set   []error
 	asked []Part
-	sums  []GroupSum
-	wrong []string
+	seen  GroupsSeen
 }
 
 func (g *grouped) GroupParts(_ context.Context, _ string, parts []Part) []GroupPart {
 	g.asked = parts
 	return g.parts
 }
-func (g *grouped) GroupSums(context.Context, []Part) ([]GroupSum, []string) { return g.sums, g.wrong }
+func (g *grouped) GroupSums(context.Context, []Part) GroupsSeen { return g.seen }
 func (g *grouped) SetGroup(_ context.Context, parts []Part, _ wire.GroupSetRequest) []error {
 	g.asked = parts
 	return g.set[:len(parts)]
@@ -166,10 +165,54 @@ func TestGroupListAddsUpBrokers(t *testing.T) {
 	g := &grouped{}
 	h := groupHandlers(t, g)
 	id := h.Store.Current().Topic("orders").ID
-	g.sums = []GroupSum{{Topic: id, Group: "b", Mode: "shared", Lag: 1}, {Topic: id, Group: "a", Mode: "exclusive", Lag: 2, LagMS: 5}, {Topic: id, Group: "a", Members: 3, Lag: 4, LagMS: 3}}
-	g.wrong = []string{"2 partitions: its leader b2 does not answer"}
+	g.seen.Sums = []GroupSum{
+		{Topic: id, Group: "b", Mode: "shared", Lag: 1, From: "latest", Span: 10},
+		{Topic: id, Group: "a", Mode: "exclusive", Lag: 2, LagMS: 5, From: "earliest", Span: 10}, {Topic: id, Group: "a", Members: 3, Lag: 4, LagMS: 3, From: "earliest", Span: 10},
+	}
+	g.seen.Spans = []TopicSpan{{id, 20}, {id, 7}} // a third partition has 7 records, and nobody has come for them
 	res, err := h.GroupList(t.Context(), wire.GroupListRequest{})
-	if err != nil || len(res.Groups) != 2 || res.Groups[0] != (wire.GroupSummary{Topic: "orders", Group: "a", Mode: "exclusive", Members: 3, Lag: 6, LagMS: 5}) || len(res.Problems) != 1 {
+	if err != nil || len(res.Groups) != 2 || res.Groups[0] != (wire.GroupSummary{Topic: "orders", Group: "a", Mode: "exclusive", Members: 3, Lag: 6 + 7, LagMS: 5}) ||
+		res.Groups[1].Lag != 1 || len(res.Problems) != 0 {
 		t.Errorf("%+v %v", res, err)
+	}
+}
+
+// What partitions know that give no answer is shown as unknown, with the reason: neither as none nor as zero.
+func TestGroupsOfSilentPartitions(t *testing.T) {
+	t.Parallel()
+	g := &grouped{}
+	h := groupHandlers(t, g)
+	id := h.Store.Current().Topic("orders").ID
+	anchor := record.PartitionOf([]byte("g"), 3)
+	const why = "its leader b2 does not answer"
+	for _, silent := range []int32{anchor, (anchor + 1) % 3} {
+		g.seen = GroupsSeen{
+			Sums:   []GroupSum{{Topic: id, Group: "g", Mode: "shared", Members: 2, Lag: 5, LagMS: 9}},
+			Silent: []Silence{{Topic: id, Numbers: []int32{silent}, Problem: why}},
+		}
+		res, err := h.GroupList(t.Context(), wire.GroupListRequest{})
+		if err != nil || len(res.Groups) != 1 || len(res.Problems) != 1 || !strings.Contains(res.Problems[0], why) {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		one, members := res.Groups[0], 2
+		if silent == anchor {
+			members = -1
+		}
+		if one.Lag != -1 || one.LagMS != -1 || one.Members != members || !strings.Contains(one.Problem, why) || !strings.Contains(one.Problem, "5 records") {
+			t.Errorf("partition %d is silent, the anchor is %d: %+v", silent, anchor, one)
+		}
+		g.parts = make([]GroupPart, 3)
+		for n := range g.parts {
+			g.parts[n] = GroupPart{States: []wire.GroupPartitionState{{Group: "g", Mode: "shared", Token: 1, Committed: 1, Next: 6, Lag: 5}}, Next: 6}
+		}
+		g.parts[silent] = GroupPart{Problem: why}
+		d, err := h.GroupDescribe(t.Context(), wire.GroupRequest{Topic: "orders", Group: "g"})
+		if err != nil || d.Lag != -1 || d.LagMS != -1 || d.Partitions[silent].Lag != -1 || d.Partitions[silent].NextOffset != -1 || d.Partitions[silent].Pending != -1 ||
+			d.Partitions[silent].Problem != why || d.Partitions[(silent+2)%3].Lag != 5 {
+			t.Errorf("described as %+v, %v", d, err)
+		}
+		if known := d.Problem == ""; known != (silent != anchor) {
+			t.Errorf("partition %d is silent, the anchor is %d: problem %q", silent, anchor, d.Problem)
+		}
 	}
 }

@@ -308,13 +308,15 @@ type GroupListRequest struct {
 	Topic string `json:"topic,omitempty"` // "" all topics
 }
 
+// GroupSummary is a group in a list. -1 stands for what is not known, as partitions give no answer: Problem says which.
 type GroupSummary struct {
 	Topic   string `json:"topic"`
 	Group   string `json:"group"`
 	Mode    string `json:"mode"`
 	Members int    `json:"members"`
-	Lag     int64  `json:"lag"`
-	LagMS   int64  `json:"lag_ms"`
+	Lag     int64  `json:"lag"`    // records not handled
+	LagMS   int64  `json:"lag_ms"` // age of the oldest of them
+	Problem string `json:"problem,omitempty"`
 }
 
 type GroupList struct {
@@ -337,11 +339,13 @@ type GroupDescription struct {
 	Members    []GroupMember               `json:"members"`
 	Partitions []GroupPartitionDescription `json:"partitions"`
 	Options    GroupOptions                `json:"options"`
-	Lag        int64                       `json:"lag"`
-	LagMS      int64                       `json:"lag_ms"`
+	Lag        int64                       `json:"lag"`    // -1: partitions give no answer, their Problem says why
+	LagMS      int64                       `json:"lag_ms"` // likewise
+	Problem    string                      `json:"problem,omitempty"`
 	Error      *Error                      `json:"error,omitempty"`
 }
 
+// GroupPartitionDescription: where the partition gives no answer, Problem says why and all numbers are -1.
 type GroupPartitionDescription struct {
 	Partition    int32  `json:"partition"`
 	Member       string `json:"member"` // name of the one that has it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,9 +49,9 @@ func (a *app) groupList() *cobra.Command {
 					fmt.Fprintln(a.stderr, "no groups; parley sub TOPIC --group NAME makes one")
 					return nil
 				}
-				t := newTable("TOPIC", "GROUP", "MODE", "MEMBERS", "LAG", "BEHIND")
+				t := newTable("TOPIC", "GROUP", "MODE", "MEMBERS", "LAG", "BEHIND", "PROBLEM")
 				for _, g := range list.Groups {
-					t.row(str(g.Topic), str(g.Group), str(g.Mode), num(g.Members), num(g.Lag), rightText(behind(g.Lag, g.LagMS)))
+					t.row(str(g.Topic), str(g.Group), str(g.Mode), known(g.Members), known(g.Lag), rightText(behind(g.Lag, g.LagMS)), alarm(g.Problem))
 				}
 				return a.printTable(t)
 			})
@@ -58,9 +59,28 @@ func (a *app) groupList() *cobra.Command {
 	}
 }
 
+// known is a number, or ? for one that nobody tells.
+func known[N int | int64](n N) cell {
+	if n < 0 {
+		return rightText("?")
+	}
+	return num(n)
+}
+
+func alarm(problem string) cell {
+	c := str(problem)
+	if problem != "" {
+		c.style = red
+	}
+	return c
+}
+
 // behind is how old the oldest record is that wasn't handled.
 func behind(lag, ms int64) string {
-	if lag <= 0 {
+	if lag < 0 {
+		return "?"
+	}
+	if lag == 0 {
 		return "-"
 	}
 	d := time.Duration(ms) * time.Millisecond
@@ -91,20 +111,29 @@ func (a *app) groupDescribe() *cobra.Command {
 
 func (a *app) printGroup(d *client.GroupDescription) error {
 	o := &d.Options
-	fmt.Fprintf(a.stdout, "topic       %s\ngroup       %s\nmode        %s\ngeneration  %d\nlag         %d\nbehind      %s\nsession     %s\n",
-		d.Topic, d.Group, d.Mode, d.Generation, d.Lag, behind(d.Lag, d.LagMS), time.Duration(o.SessionMS)*time.Millisecond)
+	lag := "?"
+	if d.Lag >= 0 {
+		lag = strconv.FormatInt(d.Lag, 10)
+	}
+	fmt.Fprintf(a.stdout, "topic       %s\ngroup       %s\nmode        %s\ngeneration  %d\nlag         %s\nbehind      %s\nsession     %s\n",
+		d.Topic, d.Group, d.Mode, d.Generation, lag, behind(d.Lag, d.LagMS), time.Duration(o.SessionMS)*time.Millisecond)
 	if o.AckWaitMS > 0 {
 		fmt.Fprintf(a.stdout, "ack wait    %s\n", time.Duration(o.AckWaitMS)*time.Millisecond)
 	}
 	if o.MaxDeliveries > 0 {
 		fmt.Fprintf(a.stdout, "deliveries  at most %d, then to %s\n", o.MaxDeliveries, o.DeadLetter)
 	}
+	if d.Problem != "" {
+		fmt.Fprintf(a.stdout, "problem     %s\n", d.Problem)
+	}
 	fmt.Fprintln(a.stdout)
 	t := newTable("MEMBER", "NAME", "HOST", "VERSION", "PARTITIONS")
 	for _, m := range d.Members {
 		t.row(str(m.ID), str(m.Name), str(m.Host), str(m.Version), str(partitionList(m.Partitions)))
 	}
-	if len(d.Members) == 0 {
+	if len(d.Members) == 0 && d.Problem != "" {
+		fmt.Fprintln(a.stdout, "members unknown")
+	} else if len(d.Members) == 0 {
 		fmt.Fprintln(a.stdout, "no members")
 	} else if err := a.printTable(t); err != nil {
 		return err
@@ -116,12 +145,8 @@ func (a *app) printGroup(d *client.GroupDescription) error {
 		if p.Committed < 0 {
 			committed = rightText("-")
 		}
-		problem := str(p.Problem)
-		if p.Problem != "" {
-			problem.style = red
-		}
-		t.row(num(p.Partition), str(p.Member), committed, num(p.NextOffset), num(p.Lag), rightText(behind(p.Lag, p.LagMS)),
-			num(p.Pending), num(p.Redelivering), num(p.DeadLetters), problem)
+		t.row(num(p.Partition), str(p.Member), committed, known(p.NextOffset), known(p.Lag), rightText(behind(p.Lag, p.LagMS)),
+			known(p.Pending), known(p.Redelivering), num(p.DeadLetters), alarm(p.Problem))
 	}
 	return a.printTable(t)
 }
