@@ -269,6 +269,7 @@ func (gl *groupLead) lookAfterMembers(g *ledGroup, now, logNow int64) {
 		_ = gl.op(func(e *group.Entry) { e.Forget(name) }, func(code group.Code, _ uint64, err *Error) {
 			if err == nil && code == group.OK {
 				gl.wakeChange(g)
+				gl.drop(g)
 			}
 		})
 	}

@@ -395,3 +395,57 @@ func TestRestoredGroupsAreShown(t *testing.T) {
 		t.Fatal("the groups from before are shown")
 	}
 }
+
+// The leader forgets groups that are deleted, whoever still waited for something of them.
+func TestDeletedGroupsAreForgotten(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.open()
+	r.fill(50)
+	led := func() int {
+		gl := r.p.groups.Load()
+		gl.mu.Lock()
+		defer gl.mu.Unlock()
+		if len(gl.led) != len(gl.all) {
+			t.Errorf("%d groups by name, %d in all", len(gl.led), len(gl.all))
+		}
+		return len(gl.led)
+	}
+	ctx := t.Context()
+	var waiting sync.WaitGroup
+	for i := range 60 {
+		name := fmt.Sprint("g", i)
+		o := group.Options{Mode: group.Mode(i%3) + group.Exclusive, SessionMS: 1000}
+		if o.Mode == group.Exclusive {
+			if _, err := r.p.LeaseGroup(ctx, group.LeaseRequest{Group: name, Member: "a", Generation: 1, Options: o}); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			if _, _, err := r.p.PullGroup(ctx, group.Pull{Group: name, Member: "a", MaxMessages: 100, Options: o}, nil); err != nil {
+				t.Fatal(err)
+			}
+			waiting.Go(func() { // for more, until the group goes
+				_, _, _ = r.p.PullGroup(ctx, group.Pull{Group: name, Member: "a", MaxMessages: 100, WaitMS: 60_000, Options: o}, nil)
+			})
+		}
+		a, err := r.p.JoinGroup(ctx, group.Join{Group: name, Member: group.Member{ID: "a"}, Partitions: 4, Options: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting.Go(func() {
+			_, _ = r.p.SyncGroup(ctx, group.Sync{Group: name, Member: "a", Generation: a.Generation, WaitMS: 60_000})
+		})
+	}
+	r.until("all are led", func() bool { return led() == 60 })
+	for i := range 60 {
+		if err := r.p.SetGroup(ctx, group.Set{Group: fmt.Sprint("g", i), Delete: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waiting.Wait()
+	r.until("none is left", func() bool { return led() == 0 })
+	// And they may come back.
+	if p := r.pull("g1", "a", 100, 0, group.Options{Mode: group.KeyOrdered}); count(p) != 50 {
+		t.Errorf("%+v", p)
+	}
+}

@@ -278,6 +278,9 @@ func (gl *groupLead) lookAround(now int64) {
 		if g.c != nil {
 			gl.lookAfterMembers(g, now, logNow)
 		}
+		if g.d == nil {
+			gl.drop(g)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"context"
+	"slices"
 
 	"github.com/parleymq/parley/partition/group"
 )
@@ -75,8 +76,28 @@ func (gl *groupLead) delete(ctx context.Context, name string) *Error {
 		gl.forsake(g)
 		g.d, g.c, g.lease, g.problem, g.damage = nil, nil, leaseTime{}, "", ""
 		gl.wakeChange(g)
+		gl.drop(g)
 	})
 	return err
+}
+
+// dropAfterMS is how soon a group that is gone is looked at again, when somebody still had to do with it.
+const dropAfterMS = 1000
+
+// drop forgets a group that the log knows no more; where something of it is under way, it is looked at again. mu is held.
+func (gl *groupLead) drop(g *ledGroup) {
+	gl.table.mu.RLock()
+	_, known := gl.table.s.Options(g.name)
+	_, anchored := gl.table.s.AnchorOptions(g.name)
+	gl.table.mu.RUnlock()
+	switch {
+	case known || anchored || gl.led[g.name] != g:
+	case g.d != nil || g.c != nil && g.c.Pending() || len(g.waiters) > 0 || g.gathering != nil || g.sent != nil || g.isDirty || g.isHungry:
+		gl.lookAt(gl.p.now() + dropAfterMS)
+	default:
+		delete(gl.led, g.name)
+		gl.all = slices.DeleteFunc(gl.all, func(o *ledGroup) bool { return o == g })
+	}
 }
 
 // GroupStates returns what the leader knows of one group, or of all ("") by name. Errors: not_leader, unavailable.

@@ -249,6 +249,9 @@ func (c *Coordinator) Change(s *State, e *Entry) {
 	c.joins, c.leaves, c.known = rest, nil, 0
 }
 
+// Pending tells whether members wait to be taken in or out.
+func (c *Coordinator) Pending() bool { return len(c.joins)+len(c.leaves) > 0 }
+
 // Joining tells whether a member waits for a change.
 func (c *Coordinator) Joining(id string) bool {
 	return slices.ContainsFunc(c.joins, func(m Member) bool { return m.ID == id })
