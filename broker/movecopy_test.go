@@ -41,27 +41,30 @@ func TestMoveCopies(t *testing.T) {
 	b4 := c.Member("b4")
 	begin := time.Now()
 	c.Move("t", 0, "b1", "b2", "b4")
-	progress := func(least int64) {
+	progress := func(least int64, done bool) {
 		t.Helper()
 		brokertest.Eventually(t, "the leader tells how far the copy is", func() bool {
+			if done && c.Describe("t").Partitions[0].Move == nil {
+				return true // too quick to be seen: what was fetched tells in the end
+			}
 			a, ok := adding(c, "t", "b4")
 			if ok && a.InSync && a.Bytes < bytes {
 				t.Fatalf("it counts as in sync with %d bytes", a.Bytes)
 			}
-			if !ok && len(c.Partition("t", 0).Retired) > 0 {
+			if !done && !ok && len(c.Partition("t", 0).Retired) > 0 {
 				t.Fatal("it has moved already")
 			}
 			return ok && a.Bytes >= least && a.Bytes < a.OfBytes
 		})
 	}
-	progress(bytes * 5 / 8)
+	progress(bytes*5/8, false)
 	if moving := metric(t, c.Member("b1").Addresses().HTTP, `parley_partition_copied_bytes{partition="0",to="b4",topic="t"}`); moving < 1<<20 {
 		t.Errorf("the metric says that %d bytes are copied", moving)
 	}
 	fetched := figure(t, b4, "parley_catchup_fetched_bytes_total")
 	b4.Kill()
 	b4.Launch()
-	progress(fetched - 1<<20) // what it fetched before counts: more than it has yet to fetch
+	progress(fetched-1<<20, true) // what it fetched before counts: more than it has yet to fetch
 	c.Moved("t")
 	took := time.Since(begin)
 	fetched += figure(t, b4, "parley_catchup_fetched_bytes_total")

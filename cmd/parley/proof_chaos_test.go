@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -78,6 +80,57 @@ func TestChaosMoves(t *testing.T) {
 	// Three of each partition that moves, three of each that groups work on, and some of dead letters.
 	if replicas, _ := r["replicas"].(float64); r["acked"] == 0.0 || replicas < 24 || moves["count"] != 8.0 {
 		t.Errorf("%v", r)
+	}
+}
+
+// TestChaosMembers is the short form of "parley proof chaos --faults join,drain,wipe,corrupt,disk-full": a broker joins, and its disk
+// fills up while it gets its share.
+func TestChaosMembers(t *testing.T) {
+	parleyd := buildParleyd(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	o := processTool(t, "proof", "chaos", "--parleyd", parleyd, "--seed", "3", "--duration", "1s", "--partitions", "4", "--producers", "2", "--groups=false",
+		"--cut-bytes", "65536", "--faults", "join", "-o", "json")
+	t.Log(strings.TrimSpace(o.stderr))
+	if o.code != exitDone {
+		t.Fatalf("exit %d\n%s", o.code, o.stdout)
+	}
+	r := decode(t, o.stdout)
+	for _, key := range []string{"lost", "duplicated", "reordered", "phantom", "two_values", "vanished", "holes", "failures", "different_replicas"} {
+		if r[key] != 0.0 {
+			t.Errorf("%s: %v", key, r[key])
+		}
+	}
+	members, _ := r["members"].(map[string]any)
+	if members["joined"] != 1.0 || members["disks_filled"] != 1.0 || members["snapshots_restored"] == 0.0 || r["acked"] == 0.0 {
+		t.Errorf("%v", r)
+	}
+}
+
+// TestDamageFile: each damage changes a file, and says which.
+func TestDamageFile(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 1))
+	kinds := map[string]bool{}
+	for range 60 {
+		dir := t.TempDir()
+		path, was := filepath.Join(dir, "file"), bytes.Repeat([]byte("0123456789abcdef"), 1024)
+		if err := os.WriteFile(path, was, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		what, err := damageFile(dir, rng)
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := os.ReadFile(path)
+		if err != nil || bytes.Equal(was, is) || !strings.Contains(what, "file") {
+			t.Fatalf("%q changed nothing, %v", what, err)
+		}
+		for _, kind := range []string{"flipped", "zeroed", "cut off"} {
+			kinds[kind] = kinds[kind] || strings.Contains(what, kind)
+		}
+	}
+	if len(kinds) != 3 || !kinds["flipped"] || !kinds["zeroed"] || !kinds["cut off"] {
+		t.Errorf("only %v were made", kinds)
 	}
 }
 
