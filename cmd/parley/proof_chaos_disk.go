@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +29,8 @@ const (
 	corruptions = 3
 	// restarts of a broker that ends for the damage, before its disk is taken for lost.
 	corruptRestarts = 2
+	// damageTries: not every file lends itself to what is drawn.
+	damageTries = 100
 )
 
 // limitDisk makes a broker's disk so large that so much can still be written before publishes are refused; below zero: they are refused
@@ -277,53 +277,20 @@ func (p *chaosProof) readThrough(ctx context.Context, m *clusterProcess, topic s
 	}
 }
 
-// damageFile damages one file of a data directory: bits are flipped, a page is zeroed, or its end is cut off.
-func damageFile(dir string, rng *rand.Rand) (what string, err error) {
-	type file struct {
-		path, rel string
-		size      int64
-	}
-	var files []file
-	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(dir, path)
-		// Files are reserved ahead, with holes: only what was written counts.
-		if size := min(info.Size(), diskuse.Taken(info)); size > 0 && !strings.Contains(rel, "/snapshot-part-") {
-			files = append(files, file{path, rel, size})
-		}
-		return err
-	})
-	if err != nil || len(files) == 0 {
-		return "", errors.Join(err, errors.New("there is no file to damage"))
-	}
-	f := files[rng.IntN(len(files))]
-	h, err := os.OpenFile(f.path, os.O_RDWR, 0)
+// damageFile damages one file of a data directory, as proof corruption does.
+func damageFile(dir string, rng *rand.Rand) (*corruption, error) {
+	files, err := storedFiles(dir)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, h.Close()) }()
-	at := rng.Int64N(f.size)
-	switch rng.IntN(3) {
-	case 0:
-		b := []byte{0}
-		if _, err := h.ReadAt(b, at); err != nil {
-			return "", err
+	for range damageTries {
+		f := drawFile(files, nil, rng)
+		if f == nil {
+			break
 		}
-		b[0] ^= 1 << rng.IntN(8)
-		_, err = h.WriteAt(b, at)
-		return fmt.Sprintf("a bit at %d of %s is flipped", at, f.rel), err
-	case 1:
-		const page = 4 << 10
-		at -= at % page
-		n := min(page, f.size-at)
-		_, err = h.WriteAt(make([]byte, n), at)
-		return fmt.Sprintf("%d bytes at %d of %s are zeroed", n, at, f.rel), err
+		if c, err := corrupt(f, rng, true, false); c != nil || err != nil {
+			return c, err
+		}
 	}
-	return fmt.Sprintf("%s is cut off at %d", f.rel, at), h.Truncate(at)
+	return nil, fmt.Errorf("no file of %s lent itself to any damage", dir)
 }

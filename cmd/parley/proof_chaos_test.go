@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -103,34 +101,6 @@ func TestChaosMembers(t *testing.T) {
 	members, _ := r["members"].(map[string]any)
 	if members["joined"] != 1.0 || members["disks_filled"] != 1.0 || members["snapshots_restored"] == 0.0 || r["acked"] == 0.0 {
 		t.Errorf("%v", r)
-	}
-}
-
-// TestDamageFile: each damage changes a file, and says which.
-func TestDamageFile(t *testing.T) {
-	t.Parallel()
-	rng := rand.New(rand.NewPCG(1, 1))
-	kinds := map[string]bool{}
-	for range 60 {
-		dir := t.TempDir()
-		path, was := filepath.Join(dir, "file"), bytes.Repeat([]byte("0123456789abcdef"), 1024)
-		if err := os.WriteFile(path, was, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		what, err := damageFile(dir, rng)
-		if err != nil {
-			t.Fatal(err)
-		}
-		is, err := os.ReadFile(path)
-		if err != nil || bytes.Equal(was, is) || !strings.Contains(what, "file") {
-			t.Fatalf("%q changed nothing, %v", what, err)
-		}
-		for _, kind := range []string{"flipped", "zeroed", "cut off"} {
-			kinds[kind] = kinds[kind] || strings.Contains(what, kind)
-		}
-	}
-	if len(kinds) != 3 || !kinds["flipped"] || !kinds["zeroed"] || !kinds["cut off"] {
-		t.Errorf("only %v were made", kinds)
 	}
 }
 

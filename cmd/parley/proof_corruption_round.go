@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -170,10 +171,15 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 
 // drawFile draws a kind of file by weight, then one of its files.
 func (p *corruptionProof) drawFile(files []*storedFile) *storedFile {
+	return drawFile(files, p.f.files, p.rng)
+}
+
+// drawFile draws one of these kinds, of all when none is named; nil when there is no such file.
+func drawFile(files []*storedFile, kinds []string, rng *rand.Rand) *storedFile {
 	byKind := map[string][]*storedFile{}
 	sum := 0
 	for _, f := range files {
-		if f.size == 0 || len(p.f.files) > 0 && !slices.Contains(p.f.files, f.kind.name) {
+		if f.size == 0 || len(kinds) > 0 && !slices.Contains(kinds, f.kind.name) {
 			continue
 		}
 		if len(byKind[f.kind.name]) == 0 {
@@ -184,14 +190,14 @@ func (p *corruptionProof) drawFile(files []*storedFile) *storedFile {
 	if sum == 0 {
 		return nil
 	}
-	n := p.rng.IntN(sum)
+	n := rng.IntN(sum)
 	for i := range fileKinds {
 		k := &fileKinds[i]
 		if len(byKind[k.name]) == 0 {
 			continue
 		}
 		if n -= k.weight; n < 0 {
-			return byKind[k.name][p.rng.IntN(len(byKind[k.name]))]
+			return byKind[k.name][rng.IntN(len(byKind[k.name]))]
 		}
 	}
 	return nil
