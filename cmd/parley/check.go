@@ -52,6 +52,9 @@ given up ends the writing. Exit 1 if anything is wrong.`,
 			end := a.watch(f.progress, func() status { return k.status(f.records) })
 			v, failed, err := k.run(cmd.Context(), f.records, f.duration, f.giveUp)
 			end()
+			if errors.Is(interrupted(cmd.Context(), err), errInterrupted) {
+				return fmt.Errorf("%w: %d records were acked, and not all of them read back", errInterrupted, k.acked.Load())
+			}
 			if err != nil {
 				return err
 			}

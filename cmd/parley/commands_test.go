@@ -157,7 +157,7 @@ func TestTopicCommands(t *testing.T) {
 		t.Errorf("config %v", config)
 	}
 
-	change := decode(t, tool(t, "", "topic", "alter", name, "--partitions", "3", "--retention", "1d", "-o", "json").stdout)
+	change := decode(t, tool(t, "", "topic", "alter", name, "--partitions", "3", "--yes", "--retention", "1d", "-o", "json").stdout)
 	if wantKeys(t, change, "name", "change", "epoch"); change["change"] != "altered" {
 		t.Errorf("alter: %v", change)
 	}

@@ -27,11 +27,25 @@ func usagef(format string, args ...any) error {
 // ordinary output: exit status 1 and nothing more.
 var errReported = errors.New("reported")
 
+// errInterrupted ends a command that a signal cut short: exit status 130.
+var errInterrupted = errors.New("interrupted")
+
+// interrupted is err, unless the command was cut short: then that is what happened, whatever failed by it.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
+		return errInterrupted
+	}
+	return err
+}
+
 // finish turns a command's error into output and an exit status.
-func (a *app) finish(err error) int {
+func (a *app) finish(ctx context.Context, err error) int {
+	err = interrupted(ctx, err)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.Is(err, errInterrupted):
+		return a.finishInterrupted(err)
 	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.Is(err, syscall.EPIPE):
@@ -53,6 +67,16 @@ func (a *app) finish(err error) int {
 	return exitFailed
 }
 
+func (a *app) finishInterrupted(err error) int {
+	if !errors.Is(err, errReported) {
+		fmt.Fprintf(a.stderr, "parley: %v\n", err)
+		if a.json() {
+			printError(a.stdout, describe(err, false))
+		}
+	}
+	return exitInterrupted
+}
+
 // asksForJSON looks for -o json where the command line could not be read as a whole:
 // a bad flag in front of it hides it.
 func asksForJSON(args []string) bool {
@@ -70,6 +94,9 @@ func asksForJSON(args []string) bool {
 	}
 	return false
 }
+
+// codeInterrupted is what proxies say of a request whose client went away.
+const codeInterrupted = 499
 
 // failure is an error as programs get it.
 type failure struct {
@@ -95,6 +122,8 @@ func describe(err error, isUsage bool) failure {
 		return failure{Code: e.Code, Reason: e.Reason, Retriable: e.Retriable, Outcome: e.Outcome, Description: e.Description}
 	}
 	switch {
+	case errors.Is(err, errInterrupted):
+		return failure{Code: codeInterrupted, Reason: "interrupted", Retriable: true, Description: err.Error()}
 	case errors.Is(err, client.ErrOffsetOutOfRange):
 		return failure{Code: 416, Reason: wire.ReasonOffsetOutOfRange, Description: err.Error()}
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):

@@ -14,6 +14,8 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// exitInterrupted is what a shell says of a command that a signal ended, 128 + SIGINT.
+	exitInterrupted = 130
 )
 
 func main() {

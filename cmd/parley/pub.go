@@ -143,7 +143,7 @@ func (a *app) pub(cmd *cobra.Command, args []string, f *pubFlags) error {
 	err = errors.Join(err, p.Close(ctx))
 	end()
 	if ctx.Err() != nil {
-		err = errors.New("interrupted")
+		err = errInterrupted
 	}
 	return r.report(len(args) == 2, err)
 }

@@ -219,6 +219,9 @@ func (a *app) reportPub(result pubResult, stopLine int64, first, err error) erro
 		if result.Acked == 0 && first != nil {
 			// Nothing came through: the reason is the result.
 			printError(a.stdout, describe(first, false))
+			if errors.Is(err, errInterrupted) {
+				return errors.Join(errReported, errInterrupted)
+			}
 			return errReported
 		}
 		if e := a.printJSON(result); e != nil {
@@ -226,6 +229,8 @@ func (a *app) reportPub(result pubResult, stopLine int64, first, err error) erro
 		}
 	}
 	switch {
+	case errors.Is(err, errInterrupted):
+		return errors.Join(errReported, errInterrupted)
 	case err != nil, result.Failed > 0 || stopLine > 0:
 		return errReported // each was told
 	}

@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, s surroundings) int {
 	root.SetIn(s.stdin)
 	root.SetOut(s.stdout)
 	root.SetErr(s.stderr)
-	return a.finish(root.ExecuteContext(ctx))
+	return a.finish(ctx, root.ExecuteContext(ctx))
 }
 
 func (a *app) root() *cobra.Command {
@@ -43,7 +43,8 @@ func (a *app) root() *cobra.Command {
 		Short: "Administers a Parley cluster, publishes, reads and measures",
 		Long: `parley talks to Parley brokers.
 
-Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage.
+Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage,
+130 interrupted.
 Connection settings come from the flags, else from --context, else from the
 environment (PARLEY_SERVER, PARLEY_USER, PARLEY_PASSWORD, PARLEY_TOKEN), else from
 the context chosen with "parley context use".`,

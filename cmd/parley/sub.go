@@ -143,7 +143,7 @@ func (a *app) sub(ctx context.Context, topic string, f *subFlags, opts []client.
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		if f.count > 0 || f.untilEnd {
-			return errors.New("interrupted")
+			return errInterrupted
 		}
 		return nil // there is no other end
 	}

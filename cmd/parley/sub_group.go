@@ -137,7 +137,7 @@ func (a *app) subGroup(ctx context.Context, topic string, f *subFlags, opts []cl
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
 		if f.count > 0 || f.untilEnd {
-			err = errors.New("interrupted")
+			err = errInterrupted
 		}
 	}
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)

@@ -222,8 +222,13 @@ func (a *app) topicAlter() *cobra.Command {
 			}
 			if alter.Partitions != 0 {
 				fmt.Fprintln(a.stderr, "With more partitions keys map anew: new records of a key may go to another partition than its old ones.")
-				if !yes && isTerminal(a.stdin) && !a.confirm("Go on?", "yes") {
-					return errors.New("not confirmed: nothing was changed")
+				if !yes {
+					if !isTerminal(a.stdin) {
+						return usagef("alter the partitions of topic %s: give --yes where there is nobody to ask", args[0])
+					}
+					if !a.confirm("Go on?", "yes") {
+						return errors.New("not confirmed: nothing was changed")
+					}
 				}
 			}
 			return a.change(cmd.Context(), func(ctx context.Context, c *client.Client) (client.TopicChange, error) {
