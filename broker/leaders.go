@@ -157,6 +157,25 @@ func (l *leaders) keep(c *config.Config, named map[uint64]bool) {
 	}
 }
 
+// missing lists the shards of live topics that nobody has led for so long, as far as this broker knows.
+func (l *leaders) missing(c *config.Config, after time.Duration) map[uint64]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[uint64]bool{}
+	for i := range c.Topics {
+		if !c.Topics[i].Live() {
+			continue
+		}
+		for n := range c.Topics[i].Partitions {
+			shard := c.Topics[i].Partitions[n].Shard
+			if now := l.cell(shard).load(); now.broker == 0 && time.Since(now.since) >= after {
+				out[shard] = true
+			}
+		}
+	}
+	return out
+}
+
 // watch returns a channel that is closed at the next change.
 func (l *leaders) watch() <-chan struct{} {
 	l.mu.Lock()

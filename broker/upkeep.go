@@ -50,13 +50,15 @@ type verdict struct {
 }
 
 const (
-	subjectSight  = "sight"               // what do you see of the others? Tells what the leader finds.
-	sightWait     = time.Second           // for the answers of all
-	upkeepPropose = 10 * time.Second      // for one epoch
-	verdictFresh  = 10 * time.Second      // older ones are not shown
-	flapMemory    = 24 * time.Hour        // after which a comeback is forgotten
-	flapDoublings = 3                     // of the time to settle, at most
-	upkeepGather  = 20 * time.Millisecond // epochs that come together are looked at once
+	subjectSight  = "sight"          // what do you see of the others? Tells what the leader finds.
+	sightWait     = time.Second      // for the answers of all
+	upkeepPropose = 10 * time.Second // for one epoch
+	verdictFresh  = 10 * time.Second // older ones are not shown
+	flapMemory    = 24 * time.Hour   // after which a comeback is forgotten
+	flapDoublings = 3                // of the time to settle, at most
+	// leaderlessAfter is for how long a partition must have had no leader until moves of it are not thought of: an election is no reason.
+	leaderlessAfter = 5 * time.Second
+	upkeepGather    = 20 * time.Millisecond // epochs that come together are looked at once
 )
 
 func newKeeper(b *Broker) *keeper {
@@ -138,7 +140,7 @@ func (k *keeper) keep(ctx context.Context) {
 	}
 	facts := upkeep.Facts{
 		Reports: k.reports(ctx, cur), DeadAfterMS: b.c.DeadAfter.Milliseconds(), SettleMS: b.c.BalanceAfter.Milliseconds(),
-		Settle: k.settle(), Superseded: epoch.Superseded,
+		Settle: k.settle(), Leaderless: b.leaders.missing(cur, leaderlessAfter), Superseded: epoch.Superseded,
 	}
 	d, err := upkeep.Decide(cur, facts)
 	k.note(cur, d, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,6 +149,113 @@ func TestRemoveTheDead(t *testing.T) {
 	if e := AsError(err); !e.Retriable || !strings.Contains(e.Description, "others take them over") {
 		t.Errorf("%v", err)
 	}
+}
+
+// away is a runtime that can't reach some brokers.
+type away struct {
+	Runtime
+	brokers map[uint64]bool
+}
+
+func (a away) Reach(id uint64) Reach { return Reach{Up: !a.brokers[id]} }
+
+// TestRemoveWhoDrainsAndDied: a broker that drains is never declared dead. When it can't be reached any more what it
+// has is given up where nobody can take it; refused, by name, is what it has the last copy of.
+func TestRemoveWhoDrainsAndDied(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 3)
+	gone := map[uint64]bool{}
+	h.Runtime = away{h.Runtime, gone}
+	for _, q := range []wire.TopicSpec{{Name: "one", Partitions: 3, Replicas: 1}, {Name: "three", Partitions: 2, Replicas: 3}} {
+		if _, err := h.TopicCreate(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.Store.Propose(t.Context(), func(next *config.Config) error {
+		next.FeatureLevel = config.Level
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct{ do, want string }{
+		{"remove", "drain it first"},
+		{"lose", "can't be reached"},
+		{"find", ""},
+		{"drain", ""},
+		{"remove", "2 replicas can't, since all other active brokers"},
+		{"lose", "parley partition recover one/"},
+		{"delete one", ""},
+		{"remove", ""}, // three/0 and three/1 go on with two replicas
+	} {
+		var err error
+		ask := wire.NameRequest{Name: "b3"}
+		switch x.do {
+		case "remove":
+			_, err = h.BrokerRemove(t.Context(), ask)
+		case "lose":
+			gone[3] = true
+			_, err = h.BrokerRemove(t.Context(), ask)
+		case "find":
+			delete(gone, 3)
+		case "drain":
+			_, err = h.BrokerDrain(t.Context(), ask)
+		case "delete one":
+			_, err = h.TopicDelete(t.Context(), wire.NameRequest{Name: "one"})
+		}
+		if x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(AsError(err).Description, x.want)) {
+			t.Fatalf("%s: %v, want %q", x.do, err, x.want)
+		}
+	}
+	for n, p := range h.Store.Current().Topic("three").Partitions {
+		if len(p.Target) != 2 || on(p.Target, 3) {
+			t.Errorf("three/%d is to have %v", n, p.Target)
+		}
+	}
+}
+
+// TestRemoveWhatDeletedTopicsNeed: who holds nothing but what a deleted topic needs stays, and the answer says what to
+// do about it: another one while it can be reached than when it is gone.
+func TestRemoveWhatDeletedTopicsNeed(t *testing.T) {
+	t.Parallel()
+	h := handlers(t, 3)
+	gone := map[uint64]bool{}
+	h.Runtime = away{h.Runtime, gone}
+	if _, err := h.TopicCreate(t.Context(), wire.TopicSpec{Name: "was", Partitions: 3, Replicas: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.TopicDelete(t.Context(), wire.NameRequest{Name: "was"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Store.Propose(t.Context(), func(next *config.Config) error {
+		next.FeatureLevel = config.Level
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ask := wire.NameRequest{Name: "b3"}
+	for _, down := range []bool{false, true} {
+		want := "topic restore"
+		if gone[3] = down; down {
+			want = "parley broker drain b3"
+		}
+		if _, err := h.BrokerRemove(t.Context(), ask); err == nil || !strings.Contains(AsError(err).Description, want) || !strings.Contains(AsError(err).Description, "(was)") {
+			t.Errorf("down %v: %v, want %s", down, err, want)
+		}
+	}
+	if _, err := h.BrokerDrain(t.Context(), ask); err != nil {
+		t.Fatal(err)
+	}
+	r, err := h.BrokerRemove(t.Context(), ask)
+	if err != nil || !strings.Contains(r.Detail, "can't be restored any more: was") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if l, err := h.TopicList(t.Context(), wire.ListRequest{Deleted: true}); err != nil || len(l.Topics) != 0 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
+func on(replicas []config.Replica, broker uint64) bool {
+	return slices.ContainsFunc(replicas, func(r config.Replica) bool { return r.Broker == broker })
 }
 
 // TestTooManyReplicas: the limit of the cluster is told, and nothing is kept of

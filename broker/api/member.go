@@ -98,26 +98,37 @@ func (h *Handlers) BrokerResume(ctx context.Context, q wire.NameRequest) (wire.B
 	})
 }
 
-// BrokerRemove takes a broker out of the cluster for good: one that holds nothing, or a dead one.
-// The replicas of a dead one are given up first, where nobody can take them.
+// BrokerRemove takes a broker out of the cluster for good: one that holds nothing, or one that is gone: dead, or
+// draining and out of reach. The replicas of one that is gone are given up first, where nobody can take them.
 func (h *Handlers) BrokerRemove(ctx context.Context, q wire.NameRequest) (wire.BrokerChange, error) {
 	return h.member(ctx, q.Name, func(next *config.Config, b *config.Broker) (string, string, error) {
 		id, state := b.ID, b.State
 		if len(next.Brokers) == 1 {
 			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s is the only one: a cluster of none is no cluster", q.Name)
 		}
+		up := h.live(id)
+		gone := state == config.Dead || state == config.Draining && !up
 		if held := next.Holds(id); held > 0 {
 			switch {
-			case state != config.Dead && state != config.Draining:
-				return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s holds %s: drain it first (parley broker drain %s --wait)", q.Name, plural(held, "replica"), q.Name)
+			case gone:
+				return h.giveUp(next, q.Name, id, held)
 			case state == config.Draining:
-				return "", "", retriable(409, wire.ReasonUnavailable, "broker %s still holds %s, which move away", q.Name, plural(held, "replica"))
+				return "", "", retriable(409, wire.ReasonUnavailable, "broker %s still holds %s, which move away%s", q.Name, plural(held, "replica"), h.stuckText(next, id))
+			case !up:
+				return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s holds %s and can't be reached: bring it back and drain it; or, if it is gone for good, wait until it is dead (dead-after), "+
+					"or drain it now (parley broker drain %s), and remove it then", q.Name, plural(held, "replica"), q.Name)
 			}
-			return h.giveUp(next, q.Name, id, held)
+			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s holds %s: drain it first (parley broker drain %s --wait)", q.Name, plural(held, "replica"), q.Name)
 		}
-		if needed := next.NeededOn(id); len(needed) > 0 && state != config.Dead {
-			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s has the last copy of deleted topics that can still be restored, or one of the last two, which they need for a majority (%s): "+
-				"wait until their grace is over, or restore them and let them move", q.Name, some(needed))
+		needed := next.NeededOn(id, h.has(next))
+		switch {
+		case len(needed) == 0 || gone:
+		case !up:
+			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s can't be reached, and deleted topics that can still be restored need what it has of them (%s): bring it back; or, if it is gone for good, "+
+				"drain it (parley broker drain %s) and remove it then, and they are lost with it", q.Name, some(needed), q.Name)
+		default:
+			return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s has what deleted topics that can still be restored need for a majority (%s): restore them (parley topic restore NAME) and let them move, "+
+				"or wait until their grace is over", q.Name, some(needed))
 		}
 		next.RemoveBroker(id)
 		if len(next.Council) == 0 {
@@ -126,15 +137,34 @@ func (h *Handlers) BrokerRemove(ctx context.Context, q wire.NameRequest) (wire.B
 				return "", "", retriable(503, wire.ReasonUnavailable, "broker %s is the whole council, and no other broker can be reached to follow it", q.Name)
 			}
 		}
+		if len(needed) > 0 {
+			return "removed", "deleted topics that can't be restored any more: " + some(needed), nil
+		}
 		return "removed", "", nil
 	})
+}
+
+// has says which brokers have what they hold: those that are neither dead nor out of reach.
+func (h *Handlers) has(c *config.Config) func(uint64) bool {
+	return func(id uint64) bool {
+		b := c.Broker(id)
+		return b != nil && b.State != config.Dead && h.live(id)
+	}
+}
+
+// stuckText says which replicas of a broker nobody can take, if any.
+func (h *Handlers) stuckText(c *config.Config, id uint64) string {
+	if n := upkeep.Stuck(c, id); n > 0 {
+		return fmt.Sprintf(": %s can't, since all other active brokers have one of the same partition: add a broker, or give the topics fewer replicas (parley topic alter NAME --replicas N)", plural(n, "replica"))
+	}
+	return ""
 }
 
 func (h *Handlers) giveUp(next *config.Config, name string, id uint64, held int) (string, string, error) {
 	// Before anything else: what waits for others to take it over would wait for ever.
 	if bereft := upkeep.Bereft(next, id, h.live); len(bereft) > 0 {
-		return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s can't be removed: %s would lose their last copy, or their majority (%s): bring it back, or delete those topics",
-			name, plural(len(bereft), "partition"), some(bereft))
+		return "", "", failf(409, wire.ReasonInvalidConfig, "broker %s can't be removed: %s would lose their last copy, or their majority (%s): bring it back; or, if it is gone for good, "+
+			"go on with what is left of them (parley partition recover %s), or delete those topics", name, plural(len(bereft), "partition"), some(bereft), bereft[0])
 	}
 	moving := 0
 	for i := range next.Topics {
@@ -148,7 +178,7 @@ func (h *Handlers) giveUp(next *config.Config, name string, id uint64, held int)
 	}
 	stuck := upkeep.Stuck(next, id)
 	if moving+stuck < held {
-		return "", "", retriable(409, wire.ReasonUnavailable, "broker %s is dead and still holds %s: others take them over, it can be removed after that", name, plural(held, "replica"))
+		return "", "", retriable(409, wire.ReasonUnavailable, "broker %s is gone and still holds %s: others take them over, it can be removed after that (parley partition list says how far they are)", name, plural(held, "replica"))
 	}
 	dropped, err := upkeep.GiveUp(next, id)
 	switch {

@@ -15,6 +15,8 @@ type Facts struct {
 	// what is different for some.
 	SettleMS int64
 	Settle   map[uint64]int64
+	// Leaderless are partitions, by shard, that have had no leader for some time.
+	Leaderless map[uint64]bool
 	// Superseded is the mark in the names of brokers whose name another one took over.
 	Superseded string
 }
@@ -44,7 +46,7 @@ func Decide(c *config.Config, f Facts) (Decision, error) {
 	if c.FeatureLevel < config.LevelMoves {
 		return d, nil
 	}
-	o := Options{Shy: map[uint64]bool{}, Down: map[uint64]bool{}, Paused: d.Paused()}
+	o := Options{Shy: map[uint64]bool{}, Down: map[uint64]bool{}, Leaderless: f.Leaderless, Paused: d.Paused()}
 	for i := range c.Brokers {
 		b := &c.Brokers[i]
 		s := sights[b.ID]

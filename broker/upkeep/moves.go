@@ -22,6 +22,9 @@ type Options struct {
 	Shy map[uint64]bool
 	// Down are brokers that can't be reached: their replicas don't count for a majority.
 	Down map[uint64]bool
+	// Leaderless are partitions, by shard, that have had no leader for some time: nobody could carry a move
+	// out. They keep the target that they have, get no other one, and take no room from others.
+	Leaderless map[uint64]bool
 	// Paused: nothing is healed. See Deaths.
 	Paused bool
 	// Moving and Receiving replace MaxMoving and MaxReceiving.
@@ -47,7 +50,8 @@ type Move struct {
 // What is needed comes before what is nice: replicas of the dead are replaced, then those of
 // brokers that drain, then partitions get the number of replicas that they want; only when
 // nothing of that is left, or moves, and no broker is shy, replicas are evened out, and
-// only where the configuration says that they are uneven.
+// only where the configuration says that they are uneven. Partitions without a leader are passed over,
+// until they have one.
 func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 	if o.Moving <= 0 {
 		o.Moving = MaxMoving
@@ -80,7 +84,7 @@ func Next(c *config.Config, o Options) (moves []Move, settled bool, err error) {
 		}
 	}
 	if len(wanted) == 0 {
-		return nil, g.moving == 0 && !waits, nil
+		return nil, g.moving == 0 && !waits && g.passed == 0, nil
 	}
 	slices.SortStableFunc(wanted, func(a, b Move) int { return cmp.Compare(urgency(a.code), urgency(b.code)) })
 	return g.admit(wanted, o), false, nil
@@ -109,6 +113,7 @@ type gathered struct {
 	keeping map[uint64]bool // brokers that count as draining, but keep what they have
 	byID    map[uint64]int  // by shard
 	moving  int             // partitions; see count
+	passed  int             // partitions without a leader
 	getting map[uint64]int  // by broker: replicas on their way there; see count
 }
 
@@ -141,6 +146,10 @@ func gather(c *config.Config) *gathered {
 func (g *gathered) count(c *config.Config, o Options) {
 	for _, l := range g.parts {
 		p := l.partition()
+		if o.Leaderless[p.Shard] {
+			g.passed++
+			continue
+		}
 		live := 0
 		for _, r := range p.Replicas {
 			if !o.Down[r.Broker] && c.Broker(r.Broker).State != config.Dead {
@@ -201,9 +210,10 @@ func unique(ids []uint64) []uint64 {
 	return slices.Compact(ids)
 }
 
+// down are the voters that don't count as live: none where nobody leads, so that the planner leaves it as it is.
 func down(p *config.Partition, o Options) (ids []uint64) {
 	for _, id := range votersOf(p) {
-		if o.Down[id] {
+		if o.Down[id] || o.Leaderless[p.Shard] {
 			ids = append(ids, id)
 		}
 	}

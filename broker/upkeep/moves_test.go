@@ -241,3 +241,71 @@ func BenchmarkNext(b *testing.B) {
 		}
 	}
 }
+
+// TestLeaderlessArePassedOver: partitions without a leader get no target and hold nobody up, whether they had one
+// before or not; once they have a leader they are taken up.
+func TestLeaderlessArePassedOver(t *testing.T) {
+	t.Parallel()
+	c := cluster(t, 3, 60, 2)
+	c = follow(t, c, func(n *config.Config) { add(n); n.EvenOut() })
+	moves, _, err := upkeep.Next(c, upkeep.Options{})
+	if err != nil || len(moves) == 0 {
+		t.Fatal(len(moves), err)
+	}
+	// Those of the first moves have no leader: two have been given a target, the others not yet.
+	dead := map[uint64]bool{}
+	for _, m := range moves {
+		dead[c.Topics[0].Partitions[m.Number].Shard] = true
+	}
+	c = follow(t, c, func(n *config.Config) {
+		for _, m := range moves[:2] {
+			if err := n.SetTarget(m.Topic, m.Number, m.Brokers); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	o := upkeep.Options{Leaderless: dead}
+	before := c
+	for round := 0; ; round++ {
+		moves, settled, err := upkeep.Next(c, o)
+		if err != nil || settled || round > 1000 {
+			t.Fatalf("round %d: settled %v, %v", round, settled, err)
+		}
+		if len(moves) == 0 {
+			break
+		}
+		for _, m := range moves {
+			if dead[c.Topics[0].Partitions[m.Number].Shard] {
+				t.Fatalf("partition %d has no leader, and is to move: %+v", m.Number, m)
+			}
+		}
+		c = follow(t, c, func(n *config.Config) {
+			for _, m := range moves {
+				if err := n.SetTarget(m.Topic, m.Number, m.Brokers); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		c = follow(t, c, func(n *config.Config) {
+			for _, m := range moves {
+				p := &n.Topics[0].Partitions[m.Number]
+				if !p.Moving() {
+					continue // only its preferred leader is another one
+				}
+				if err := n.FinishMove(m.Topic, m.Number, p.Target); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		c = follow(t, c, func(n *config.Config) {
+			n.ForgetRetired(func(*config.Topic, int, config.Replica) bool { return true })
+		})
+	}
+	if got, was := loads(c)[4], loads(before)[4]; got <= was {
+		t.Errorf("the new broker has %d replicas, before %d: those without a leader hold the others up", got, was)
+	}
+	c = newMover(t).run(c, upkeep.Options{})
+	if got := loads(c); got[4] < 28 || c.Uneven != 0 {
+		t.Errorf("%v once they have leaders; uneven since %d", got, c.Uneven)
+	}
+}

@@ -21,16 +21,28 @@ func (c *Config) Holds(broker uint64) int {
 }
 
 // NeededOn lists the deleted topics that can still be restored, but not without a broker: it has the last
-// replica of one of their partitions, or one of the last two. Their Raft groups have the members still
-// that they had when the topics were deleted, and one of two or three is no majority.
-func (c *Config) NeededOn(broker uint64) (topics []string) {
+// replica of one of their partitions, one of the last two, or one of those that make a majority. Their Raft groups
+// have the members still that they had when the topics were deleted, and one of two or three is no majority.
+// has says which brokers have what they hold: replicas of others are no help, and a topic that has lost its
+// majority already needs nobody.
+func (c *Config) NeededOn(broker uint64, has func(uint64) bool) (topics []string) {
 	for i := range c.Topics {
 		t := &c.Topics[i]
 		if t.Live() || t.Purge {
 			continue
 		}
 		if slices.ContainsFunc(t.Partitions, func(p Partition) bool {
-			return len(p.Replicas) <= 2 && slices.ContainsFunc(p.Replicas, func(r Replica) bool { return r.Broker == broker })
+			others, there := 0, false
+			for _, r := range p.Replicas {
+				switch {
+				case r.Broker == broker:
+					there = true
+				case has(r.Broker):
+					others++
+				}
+			}
+			majority := len(p.Replicas)/2 + 1
+			return there && (len(p.Replicas) <= 2 || others+1 == majority)
 		}) {
 			topics = append(topics, t.Name)
 		}
