@@ -80,6 +80,7 @@ func (k *carrier) run(ctx context.Context) {
 }
 
 func (k *carrier) carry(ctx context.Context, c *config.Config) error {
+	k.closeSuperseded(c)
 	r, err := newRoutes(c, func(t *config.Topic, n int32) *slot { return k.slot(t, n) })
 	if err != nil {
 		return err
@@ -168,7 +169,7 @@ func (k *carrier) concern(c *config.Config, r *routes) {
 
 // sameMembers says whether two epochs want the same of a partition's Raft group.
 func sameMembers(a, b *config.Partition) bool {
-	return sameReplicas(a.Replicas, b.Replicas) && sameReplicas(a.Target, b.Target) && sameReplicas(a.Abandoned, b.Abandoned)
+	return a.Shard == b.Shard && sameReplicas(a.Replicas, b.Replicas) && sameReplicas(a.Target, b.Target) && sameReplicas(a.Abandoned, b.Abandoned)
 }
 
 // sameReplicas compares without regard to which one is the preferred leader's.
@@ -235,7 +236,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		}
 	}
 	s.current.Store(false)
-	p, err := partition.Open(ctx, partition.Config{
+	pc := partition.Config{
 		Topic: s.topic, Number: s.number, Log: s.log, Epoch: c.Epoch, Shard: s.shard, Replica: s.replica.ID, Initial: initial, Join: join, Again: again, Alone: s.only(),
 		Host: b.host, Engine: b.engine, Checkpoints: b.checkpoints, Peers: replicaPeers{b, s}, Clock: b.c.Clock,
 		Retention: s.retention, RetentionEvery: b.c.RetentionEvery, DiskFull: b.space.Full, DiskLow: b.space.Low, Logger: b.c.Logger,
@@ -256,7 +257,12 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 			}
 			b.ready.kick()
 		},
-	})
+		Origin: partition.Origin(part.Origin),
+	}
+	if part.Salvaging() {
+		s.problem.Store(notHere(s.topic, s.number, "it is being recovered from this broker's replica"))
+	}
+	p, err := k.openPartition(ctx, pc, part)
 	switch {
 	case err == nil:
 		s.problem.Store(nil)
@@ -265,6 +271,9 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		b.stamps.poke()
 		b.ready.kick()
 		k.wg.Go(func() { k.catchUp(s, p) })
+		if part.Salvaging() {
+			k.wg.Go(func() { k.confirmSalvage(s) })
+		}
 	case ctx.Err() != nil:
 	default:
 		s.fail(err)

@@ -76,6 +76,7 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectProgress, b.progressed)
 	m.HandleMembers(subjectReplicas, b.replicasProgressed)
 	m.HandleMembers(subjectStatus, b.answerStatus)
+	m.HandleMembers(subjectSurvivors, b.answerSurvivors)
 	m.HandleMembers(subjectCarried, b.answerCarried)
 	m.HandleMembers(subjectOffset, b.answerOffset)
 	m.HandleMembers(subjectTransfer, b.answerTransfer)

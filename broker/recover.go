@@ -343,12 +343,6 @@ func noteRecovery(c *Config, stage string) (err error) {
 	return nil
 }
 
-// rebased is a checkpoint to be written.
-type rebased struct{ point storage.Checkpoint }
-
-func (r rebased) Capture() (storage.Checkpoint, error) { return r.point, nil }
-func (r rebased) Durable(storage.Checkpoint)           {}
-
 // beginAnew is what follows once everything is durable: steps 3 and 4.
 func beginAnew(c *Config, r Recovery) (err error) {
 	dir, err := openDataDir(c.DataDir)
@@ -401,43 +395,11 @@ func rebaseCheckpoints(c *Config, dir *dataDir, r Recovery) (err error) {
 	defer func() { err = errors.Join(err, points.Close()) }()
 	var ids []storage.LogID
 	for _, p := range r.Partitions {
-		id := storage.LogID{Topic: p.TopicID, Partition: uint64(p.Number), Replica: p.Replica}
-		point, found := points.Load(id)
-		if p.Replica == 0 || !found {
-			continue // nothing was ever stored in it
+		if p.Replica != 0 {
+			ids = append(ids, storage.LogID{Topic: p.TopicID, Partition: uint64(p.Number), Replica: p.Replica})
 		}
-		if point, err = partition.Rebase(point); err != nil {
-			return err
-		}
-		if err := dropUnproven(engine, id, point.Mark); err != nil {
-			return err
-		}
-		points.Register(id, rebased{point})
-		ids = append(ids, id)
 	}
-	err = points.Sync(context.Background())
-	for _, id := range ids {
-		points.Unregister(id)
-	}
-	return err
-}
-
-// dropUnproven deletes what is stored above a checkpoint: entries that the old Raft log didn't bring again. The new
-// log never will, and would be taken for one that has lost its end.
-func dropUnproven(engine storage.Engine, id storage.LogID, m storage.Mark) (err error) {
-	s, err := engine.Open(id, m)
-	var hole *storage.HoleError
-	if errors.As(err, &hole) {
-		return nil // it stays as it is, and is told of as damaged
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	if s.Reach() == 0 {
-		return nil
-	}
-	return s.Settle(m)
+	return partition.RebaseLogs(context.Background(), engine, points, ids...)
 }
 
 func syncDir(path string) error {

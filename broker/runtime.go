@@ -198,7 +198,11 @@ func (b *Broker) askStatus(ctx context.Context, to uint64, parts []api.Part, ind
 	}
 	for n, i := range indexes {
 		if err != nil {
-			out[i].Problem = fmt.Sprintf("its leader %s does not answer: %v", b.brokerName(to), err)
+			out[i].Problem = "its leader, " + b.silence(to, err)
+			if !b.peers.state(to).up {
+				out[i].Problem = fmt.Sprintf("it has no leader: the last one, broker %s, can't be reached", b.brokerName(to))
+				out[i].Leader = 0
+			}
 			continue
 		}
 		if res[n].Leader == 0 && res[n].Problem == "" {

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/parleymq/parley/partition/storage"
+	"github.com/parleymq/parley/replication"
 	"github.com/parleymq/parley/replication/epoch"
 	"github.com/parleymq/parley/replication/epoch/config"
 )
@@ -192,8 +194,14 @@ type shardLog struct {
 func (b *Broker) dropReplicas(ctx context.Context, logs []shardLog) error {
 	for _, l := range logs {
 		b.checkpoints.Forget(l.log)
-		if err := b.host.Remove(ctx, l.shard, l.log.Replica); err != nil {
-			return err
+		shards := []uint64{l.shard}
+		if host, ok := b.host.(replication.Keeping); ok { // of the groups, too, that it had before a recovery
+			shards = append(slices.DeleteFunc(host.Shards(l.log.Replica), func(s uint64) bool { return s == l.shard }), l.shard)
+		}
+		for _, shard := range shards {
+			if err := b.host.Remove(ctx, shard, l.log.Replica); err != nil {
+				return err
+			}
 		}
 	}
 	if err := b.checkpoints.Sync(ctx); err != nil {

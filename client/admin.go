@@ -28,6 +28,8 @@ type (
 	BrokerDetails        = wire.BrokerDetails
 	PartitionChange      = wire.PartitionChange
 	BrokerChange         = wire.BrokerChange
+	RecoverRequest       = wire.RecoverRequest
+	PartitionRecovery    = wire.PartitionRecovery
 	BalancePlan          = wire.BalancePlan
 	LevelChange          = wire.LevelChange
 	EpochDescription     = wire.EpochDescription
@@ -213,6 +215,16 @@ func (c *Client) TransferPartition(ctx context.Context, topic string, partition 
 func (c *Client) MovePartition(ctx context.Context, topic string, partition int32, to []string) (PartitionChange, error) {
 	out, _, err := call(ctx, c, wire.APIPartitionMove, wire.MoveRequest{Topic: topic, Partition: partition, To: to},
 		func(out *PartitionChange) *Error { return out.Error })
+	return out, err
+}
+
+// RecoverPartition has a partition that has lost its majority for good go on with what is left of it. Without
+// r.Accept nothing is changed: the answer says what would be done, and what may be lost.
+func (c *Client) RecoverPartition(ctx context.Context, r RecoverRequest) (PartitionRecovery, error) {
+	out, _, err := call(ctx, c, wire.APIPartitionRecover, r, func(out *PartitionRecovery) *Error { return out.Error })
+	if err == nil {
+		c.topics.stale()
+	}
 	return out, err
 }
 

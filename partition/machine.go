@@ -33,6 +33,7 @@ type machine struct {
 	alone       bool
 	form        func() Form
 	diskLow     func() bool // nil: never
+	origin      Origin
 
 	applying sync.Mutex
 	state    *state
@@ -106,7 +107,7 @@ func newMachine(c *Config) *machine {
 	}
 	return &machine{
 		form: form,
-		id:   c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, diskLow: c.DiskLow,
+		id:   c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, origin: c.Origin, diskLow: c.DiskLow,
 		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
 	}
 }
@@ -116,6 +117,7 @@ func (m *machine) Open(stop <-chan struct{}) (uint64, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	st := newState()
+	st.start, st.next = m.origin.Offset, m.origin.Offset
 	cp, found := m.checkpoints.Load(m.id)
 	if found {
 		s, err := decodeState(cp.State)
@@ -276,7 +278,7 @@ func (m *machine) apply(e *replication.Entry) error {
 		s.barrier = max(s.barrier, binary.BigEndian.Uint64(body))
 		m.noteState()
 	case kindGroup:
-		if data, err = s.groups.apply(e.Index, s, body); err != nil {
+		if data, err = s.groups.apply(m.origin.Index+e.Index, s, body); err != nil {
 			return err
 		}
 	case kindAppend:

@@ -100,6 +100,7 @@ type Config struct {
 	Initial     map[uint64]string
 	Join        bool
 	Again       bool // it was opened here before: see replication.Replica
+	Origin      Origin
 	Alone       bool // no other replica has what this one has: damage can't be repaired from others
 	Host        replication.Host
 	Engine      storage.Engine

@@ -231,6 +231,22 @@ func (e *UnprovenError) Error() string {
 	return fmt.Sprintf("%d entries up to %d are in the log and not known to be committed", e.Proposals, e.Last)
 }
 
+// Keeping is a Host that knows what its replicas' own logs hold, whoever else has it: for logs whose majority
+// is gone for good. Neither method needs, or reaches, another replica.
+type Keeping interface {
+	// End is the term and the index of the last entry in a replica's own log, known to be committed or not. Zero when
+	// nothing is known of it. Of two replicas the one whose end is greater has everything of the other's that
+	// may have been committed.
+	End(shard, replica uint64) (term, index uint64, err error)
+
+	// Replay opens the state machine of a replica that doesn't run and applies all of its own log to it, known to be
+	// committed or not. The caller closes it; after an error it is closed.
+	Replay(ctx context.Context, shard, replica uint64, sm StateMachine) error
+
+	// Shards are the logs that something is kept of under a replica's id.
+	Shards(replica uint64) []uint64
+}
+
 // A Host runs the replicas of one broker.
 type Host interface {
 	Start(ctx context.Context, r Replica, sm StateMachine) (Log, error)

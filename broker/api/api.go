@@ -48,6 +48,8 @@ type Runtime interface {
 	Compare(ctx context.Context, topic uint64, number int32) (passes uint64, err error)
 	// Transfer moves a partition's leadership to a broker that has a replica.
 	Transfer(ctx context.Context, topic uint64, number int32, to uint64) error
+	// Survivors asks the brokers of all replicas of a partition what they have of it.
+	Survivors(ctx context.Context, part Part) []Survivor
 	// Reach tells how this broker reaches another one, or itself.
 	Reach(broker uint64) Reach
 	// Levels asks all brokers for the newest feature levels that they know, for a bounded time; by broker id,
@@ -71,6 +73,23 @@ type Reach struct {
 	RTT     time.Duration
 	Version string // "" while unknown
 	Problem string
+}
+
+// Survivor is what is left of one replica of a partition.
+type Survivor struct {
+	Replica uint64 `json:"replica"`
+	Broker  uint64 `json:"broker"`
+	// Term and Index are of the last entry in its own Raft log: the greater they are, the more it has.
+	Term  uint64 `json:"term"`
+	Index uint64 `json:"index"`
+	// Start, Next and Bytes are what it has applied, 0 where it isn't open.
+	Start int64 `json:"start"`
+	Next  int64 `json:"next"`
+	Bytes int64 `json:"bytes"`
+	// Away: its broker gave no answer.
+	Away bool `json:"away,omitempty"`
+	// Problem says why it should not be gone on with.
+	Problem string `json:"problem,omitempty"`
 }
 
 // PartitionStatus of one partition.
@@ -176,6 +195,7 @@ var requests = map[string]handler{
 	wire.APIPartitionTransfer: with((*Handlers).PartitionTransfer),
 	wire.APIPartitionCompare:  with((*Handlers).PartitionCompare),
 	wire.APIPartitionMove:     with((*Handlers).PartitionMove),
+	wire.APIPartitionRecover:  with((*Handlers).PartitionRecover),
 	wire.APIBrokerDrain:       with((*Handlers).BrokerDrain),
 	wire.APIBrokerResume:      with((*Handlers).BrokerResume),
 	wire.APIBrokerRemove:      with((*Handlers).BrokerRemove),

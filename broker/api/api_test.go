@@ -45,6 +45,7 @@ func (still) Transfer(context.Context, uint64, int32, uint64) error  { return ni
 func (still) Reach(uint64) Reach                                     { return Reach{Up: true} }
 func (still) Levels(context.Context) map[uint64]uint32               { return nil }
 func (still) Problems() []string                                     { return nil }
+func (still) Survivors(context.Context, Part) []Survivor             { return nil }
 
 // Groups are asked about in group_test.go.
 func (still) GroupParts(_ context.Context, _ string, parts []Part) []GroupPart {

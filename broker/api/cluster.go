@@ -58,7 +58,7 @@ func (h *Handlers) ClusterHealth(ctx context.Context, _ None) (wire.ClusterHealt
 	}
 	more := 0
 	for _, p := range h.look(ctx, c) {
-		text := p.problem()
+		text := h.problem(c, &p)
 		switch {
 		case text == "":
 		case len(res.Problems) >= MaxPage:

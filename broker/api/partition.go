@@ -46,6 +46,25 @@ func (p *live) problem() string {
 	return ""
 }
 
+// problem is p's, with the way out where its majority is away.
+func (h *Handlers) problem(c *config.Config, p *live) string {
+	text := p.problem()
+	if text == "" || p.Leader != 0 {
+		return text
+	}
+	var away []string
+	for _, r := range p.replicas() {
+		if b := c.Broker(r.Broker); b.State == config.Dead || !h.live(r.Broker) {
+			away = append(away, b.Name)
+		}
+	}
+	if n := len(p.replicas()); len(away) > 0 && n-len(away) <= n/2 {
+		text += fmt.Sprintf("; %d of its %s are on brokers that are away (%s): bring them back, or, if they are gone for good, parley partition recover %s/%d",
+			len(away), plural(n, "replica"), strings.Join(away, ", "), p.topic.Name, p.number)
+	}
+	return text
+}
+
 func (p *live) describe(c *config.Config) wire.PartitionDescription {
 	d := wire.PartitionDescription{
 		Topic: p.topic.Name, Partition: p.number, Leader: brokerName(c, p.Leader), Term: p.Term,

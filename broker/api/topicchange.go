@@ -99,6 +99,18 @@ func (h *Handlers) TopicCreate(ctx context.Context, q wire.TopicSpec) (wire.Topi
 	})
 }
 
+// factors are the least and the most replicas that a partition of the topic is to have: all have the same, unless some were
+// given up or lost.
+func factors(t *config.Topic) (least, most int32) {
+	for n := range t.Partitions {
+		have := int32(len(t.Partitions[n].Wanted()))
+		if most = max(most, have); n == 0 || have < least {
+			least = have
+		}
+	}
+	return least, most
+}
+
 // difference says in which way a topic is not what a request for it asks for.
 func difference(t *config.Topic, partitions, replicas int32, subjects []string, q wire.TopicSpec) string {
 	switch have := int32(len(t.Partitions)); {
@@ -127,8 +139,8 @@ func (h *Handlers) TopicAlter(ctx context.Context, q wire.TopicAlter) (wire.Topi
 		}
 		var done []string
 		active := activeBrokers(next)
-		replicas := int32(len(t.Partitions[0].Wanted()))
-		if q.Replicas != 0 && q.Replicas != replicas {
+		least, replicas := factors(t)
+		if q.Replicas != 0 && (q.Replicas != replicas || q.Replicas != least) {
 			if _, _, err := counts(1, q.Replicas, len(active)); err != nil {
 				return "", "", err
 			}
@@ -144,7 +156,11 @@ func (h *Handlers) TopicAlter(ctx context.Context, q wire.TopicAlter) (wire.Topi
 					return "", "", err
 				}
 			}
-			done = append(done, fmt.Sprintf("replicas %d -> %d, in the background", replicas, q.Replicas))
+			had := fmt.Sprint(replicas)
+			if least != replicas { // some were given up, or lost
+				had = fmt.Sprintf("%d to %d", least, replicas)
+			}
+			done = append(done, fmt.Sprintf("replicas %s -> %d, in the background", had, q.Replicas))
 			replicas = q.Replicas
 		}
 		switch have := int32(len(t.Partitions)); {

@@ -87,6 +87,37 @@ func GiveUp(c *config.Config, broker uint64) (dropped int, err error) {
 	return dropped, nil
 }
 
+// Regrow gives one partition as many replicas as it had, or as many as there are brokers for now.
+func Regrow(c *config.Config, topic uint64, n, replicas int, o Options) error {
+	g := gather(c)
+	in := g.input(c, o)
+	able := map[uint64]bool{}
+	for _, b := range in.Brokers {
+		if b.State == placement.Active {
+			able[b.ID] = true
+		}
+	}
+	at := slices.IndexFunc(g.parts, func(l located) bool { return l.topic.ID == topic && l.number == n })
+	if at < 0 {
+		return nil
+	}
+	p := g.parts[at].partition()
+	for _, r := range p.Wanted() {
+		able[r.Broker] = true
+	}
+	in.Partitions[at].Factor = max(len(p.Wanted()), min(replicas, len(able)))
+	plan, err := placement.Make(in)
+	if err != nil {
+		return fmt.Errorf("plan moves: %w", err)
+	}
+	for _, m := range g.changes(plan, func(m *placement.Move) bool { return m.Reason.Code == placement.CodeGrow }) {
+		if m.Topic == topic && m.Number == n {
+			return c.SetTarget(topic, n, m.Brokers)
+		}
+	}
+	return nil
+}
+
 // Resize gives the partitions of a topic another number of replicas.
 func Resize(c *config.Config, topic uint64, replicas int, o Options) (moves []Move, err error) {
 	g := gather(c)

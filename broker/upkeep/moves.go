@@ -31,6 +31,9 @@ type Options struct {
 	Moving, Receiving int
 }
 
+// passes says that a partition is passed over.
+func (o *Options) passes(p *config.Partition) bool { return o.Leaderless[p.Shard] || p.Salvaging() }
+
 // A Move gives a partition another target.
 type Move struct {
 	Topic   uint64
@@ -146,7 +149,7 @@ func gather(c *config.Config) *gathered {
 func (g *gathered) count(c *config.Config, o Options) {
 	for _, l := range g.parts {
 		p := l.partition()
-		if o.Leaderless[p.Shard] {
+		if o.passes(p) {
 			g.passed++
 			continue
 		}
@@ -213,7 +216,7 @@ func unique(ids []uint64) []uint64 {
 // down are the voters that don't count as live: none where nobody leads, so that the planner leaves it as it is.
 func down(p *config.Partition, o Options) (ids []uint64) {
 	for _, id := range votersOf(p) {
-		if o.Down[id] || o.Leaderless[p.Shard] {
+		if o.Down[id] || o.passes(p) {
 			ids = append(ids, id)
 		}
 	}

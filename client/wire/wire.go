@@ -47,6 +47,7 @@ const (
 	APIPartitionTransfer = "$PARLEY.API.PARTITION.TRANSFER" // PartitionTransfer -> PartitionChange
 	APIPartitionCompare  = "$PARLEY.API.PARTITION.COMPARE"  // PartitionRequest -> CompareBegun
 	APIPartitionMove     = "$PARLEY.API.PARTITION.MOVE"     // MoveRequest -> PartitionChange
+	APIPartitionRecover  = "$PARLEY.API.PARTITION.RECOVER"  // RecoverRequest -> PartitionRecovery
 	APIBrokerDrain       = "$PARLEY.API.BROKER.DRAIN"       // NameRequest -> BrokerChange
 	APIBrokerResume      = "$PARLEY.API.BROKER.RESUME"      // NameRequest -> BrokerChange
 	APIBrokerRemove      = "$PARLEY.API.BROKER.REMOVE"      // NameRequest -> BrokerChange
@@ -500,6 +501,46 @@ type MoveRequest struct {
 	Topic     string   `json:"topic"`
 	Partition int32    `json:"partition"`
 	To        []string `json:"to"` // brokers' names
+}
+
+// RecoverRequest asks for a partition that has lost its majority for good to be recovered by force, from what is left of
+// it. Without Accept it is a question: what would be done, and what may be lost.
+type RecoverRequest struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	// From is the broker whose replica the partition goes on with; "" for the one whose log reaches furthest.
+	From string `json:"from,omitempty"`
+	// Empty has it begin anew, whatever is left.
+	Empty  bool `json:"empty,omitempty"`
+	Accept bool `json:"accept,omitempty"` // that records are lost
+}
+
+// PartitionRecovery is what a recovery of one partition comes to.
+type PartitionRecovery struct {
+	Topic     string            `json:"topic"`
+	Partition int32             `json:"partition"`
+	Change    string            `json:"change"` // planned, recovering
+	Replicas  []ReplicaSurvivor `json:"replicas"`
+	// From is the broker whose replica it goes on with; "" when it begins anew, empty, on To.
+	From string   `json:"from,omitempty"`
+	To   []string `json:"to,omitempty"`
+	// NextOffset is the next one that is given out where it begins anew: above all that can have been given out before.
+	NextOffset int64  `json:"next_offset,omitempty"`
+	Loss       string `json:"loss"` // what may be lost, for people
+	Epoch      uint64 `json:"epoch"`
+	Error      *Error `json:"error,omitempty"`
+}
+
+// ReplicaSurvivor is what is left of one replica.
+type ReplicaSurvivor struct {
+	Broker     string `json:"broker"`
+	Replica    uint64 `json:"replica"`
+	Reachable  bool   `json:"reachable"`
+	Term       uint64 `json:"term"` // of the last entry of its log, and
+	Index      uint64 `json:"index"`
+	NextOffset int64  `json:"next_offset"` // as far as it has applied
+	Bytes      int64  `json:"bytes"`
+	Problem    string `json:"problem,omitempty"`
 }
 
 // BrokerChange says what a broker is meant to be from now on, and in which epoch that was decided.

@@ -14,7 +14,7 @@ import (
 
 func (a *app) partitionCommand() *cobra.Command {
 	parent := &cobra.Command{
-		Use: "partition", Short: "Lists, describes and compares partitions, moves them and their leaders",
+		Use: "partition", Short: "Lists, describes and compares partitions, moves them and their leaders, recovers lost ones",
 		Example: "  parley partition list orders\n  parley partition transfer orders/0 --to b2", RunE: needsSubcommand,
 	}
 	parent.AddCommand(
@@ -68,7 +68,7 @@ func (a *app) partitionCommand() *cobra.Command {
 				})
 			},
 		},
-		a.partitionTransfer(), a.partitionMove(), a.partitionCompare(),
+		a.partitionTransfer(), a.partitionMove(), a.partitionCompare(), a.partitionRecover(),
 	)
 	return parent
 }

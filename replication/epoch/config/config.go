@@ -135,6 +135,9 @@ type Partition struct {
 	// Added: the topic was made with fewer partitions, and this one came later. It is the anchor of no group, so
 	// that anchors stay where they are when a topic grows. From LevelAnchors on.
 	Added bool
+	// Origin and Salvage are of a partition that was recovered by force: see anew.go.
+	Origin  Origin
+	Salvage Salvage
 }
 
 // Replica is one partition's log on one broker.

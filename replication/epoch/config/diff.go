@@ -105,6 +105,14 @@ func diffTopics(a, b *Config, add func(string, ...any)) {
 			change("target", was.Target, now.Target)
 			change("abandoned", was.Abandoned, now.Abandoned)
 			change("retired", was.Retired, now.Retired)
+			switch {
+			case was.Shard != now.Shard && now.Salvaging():
+				add("! partition %s/%d recovered by force: it goes on with the log of %s", n.Name, p, replicasText(b, now.Replicas))
+			case was.Shard != now.Shard:
+				add("! partition %s/%d recovered by force: it begins anew, empty, at offset %d", n.Name, p, now.Origin.Offset)
+			case was.Salvaging() && !now.Salvaging():
+				add("~ partition %s/%d has been recovered", n.Name, p)
+			}
 		}
 	}
 	for i := range a.Topics {

@@ -40,9 +40,10 @@ const (
 
 // Flags of a partition, from versionMoves on.
 const (
-	flagBusy  = 1 // target, abandoned and retired replicas follow
-	flagMoved = 2
-	flagAdded = 4 // from LevelAnchors on
+	flagBusy      = 1 // target, abandoned and retired replicas follow
+	flagMoved     = 2
+	flagAdded     = 4 // from LevelAnchors on
+	flagRecovered = 8 // from LevelRecovery on: origin and salvage follow, after the replicas
 )
 
 func (p *Partition) busy() bool { return p.Target != nil || p.Abandoned != nil || p.Retired != nil }
@@ -169,13 +170,24 @@ func (t *Topic) write(w *writer, version byte) {
 		if p.Added {
 			flags |= flagAdded
 		}
-		w.uint(flags)
-		if !p.busy() {
-			continue
+		recovered := p.Origin != (Origin{}) || p.Salvage != (Salvage{})
+		if recovered {
+			flags |= flagRecovered
 		}
-		w.replicas(p.Target)
-		w.replicas(p.Abandoned)
-		w.replicas(p.Retired)
+		w.uint(flags)
+		if p.busy() {
+			w.replicas(p.Target)
+			w.replicas(p.Abandoned)
+			w.replicas(p.Retired)
+		}
+		if recovered {
+			w.origin(p.Origin)
+			w.uint(p.Salvage.Shard)
+			if p.Salvaging() {
+				w.origin(p.Salvage.Origin)
+				w.uint(uint64(p.Salvage.Factor))
+			}
+		}
 	}
 }
 
@@ -186,6 +198,11 @@ func (w *writer) uint(v uint64) { w.b = binary.AppendUvarint(w.b, v) }
 func (w *writer) text(s string) {
 	w.uint(uint64(len(s)))
 	w.b = append(w.b, s...)
+}
+
+func (w *writer) origin(o Origin) {
+	w.uint(uint64(o.Offset))
+	w.uint(o.Index)
 }
 
 func (w *writer) replicas(list []Replica) {
@@ -383,7 +400,7 @@ func (r *reader) topic(version byte) Topic {
 		p := Partition{Shard: r.uint()}
 		p.Replicas = r.replicas(MaxBrokers)
 		if version >= versionMoves {
-			flags := r.small(flagBusy|flagMoved|flagAdded, "flags")
+			flags := r.small(flagBusy|flagMoved|flagAdded|flagRecovered, "flags")
 			p.Moved, p.Added = flags&flagMoved != 0, flags&flagAdded != 0
 			if flags&flagBusy != 0 {
 				p.Target, p.Abandoned, p.Retired = r.replicas(MaxBrokers), r.replicas(MaxBrokers), r.replicas(MaxReplicas)
@@ -391,11 +408,22 @@ func (r *reader) topic(version byte) Topic {
 					r.fail("a partition of topic %q that moves says nothing of it", t.Name)
 				}
 			}
+			if flags&flagRecovered != 0 {
+				p.Origin, p.Salvage.Shard = r.origin(), r.uint()
+				if p.Salvaging() {
+					p.Salvage.Origin, p.Salvage.Factor = r.origin(), r.small(MaxBrokers, "replicas")
+				}
+				if p.Origin == (Origin{}) && p.Salvage == (Salvage{}) {
+					r.fail("a partition of topic %q that was recovered says nothing of it", t.Name)
+				}
+			}
 		}
 		t.Partitions = append(t.Partitions, p)
 	}
 	return t
 }
+
+func (r *reader) origin() Origin { return Origin{Offset: r.time(), Index: r.uint()} }
 
 func (r *reader) replicas(most int) []Replica {
 	var list []Replica

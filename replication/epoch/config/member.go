@@ -67,14 +67,14 @@ func (c *Config) RemoveBroker(id uint64) {
 			if t.Live() || !slices.ContainsFunc(p.Running(), there) {
 				continue
 			}
-			p.Moved = c.FeatureLevel >= LevelMoves
+			p.Moved = c.FeatureLevel >= LevelMoves && !p.Salvaging()
 			p.Replicas = slices.DeleteFunc(slices.Clone(p.Replicas), there)
 			p.Target, p.Abandoned = trimmed(p.Target, there), trimmed(p.Abandoned, there)
 			if p.Target == nil && p.Abandoned != nil {
 				p.Target = slices.Clone(p.Replicas)
 			}
 			if len(p.Replicas) == 0 {
-				p.Replicas, lost = nil, lost+1
+				p.Replicas, p.Salvage, lost = nil, Salvage{}, lost+1
 			}
 		}
 		if lost > 0 {

@@ -31,13 +31,14 @@ const LevelGroups = 2
 const LevelAnchors = 3
 
 // Level is the highest feature level that this program knows.
-const Level = LevelAnchors
+const Level = LevelRecovery
 
 // levels says for people what each level brings.
 var levels = [...]string{
-	LevelMoves:   "partitions move: drain, balance, healing, other replicas",
-	LevelGroups:  "consumer groups",
-	LevelAnchors: "groups keep their partitions when their topic grows",
+	LevelMoves:    "partitions move: drain, balance, healing, other replicas",
+	LevelGroups:   "consumer groups",
+	LevelAnchors:  "groups keep their partitions when their topic grows",
+	LevelRecovery: "a partition that has lost its majority can be recovered",
 }
 
 // LevelText says what a feature level brings.
@@ -173,6 +174,9 @@ func (c *Config) Replace(topic uint64, n int, replica uint64) error {
 }
 
 func (c *Config) aim(t *Topic, n int, p *Partition, target []Replica) error {
+	if p.Salvaging() {
+		return invalid("partition %s/%d is being recovered, and can't move before that is through", t.Name, n)
+	}
 	if len(target) == 0 {
 		return invalid("partition %s/%d can't move to no broker", t.Name, n)
 	}
@@ -288,6 +292,9 @@ func (p *Partition) follows(was *Partition, name string, nextReplica uint64) err
 	}
 	if p.Added != was.Added {
 		return invalid("partition %s was there from the beginning, or was not: that doesn't change", name)
+	}
+	if p.Origin != was.Origin || p.Salvage != was.Salvage && p.Salvage != (Salvage{}) {
+		return invalid("partition %s has another origin, and the same log", name)
 	}
 	if !p.Moved && (was.Moved || len(without(was.Replicas, p.Replicas)) > 0 || len(p.Replicas) != len(was.Replicas)) {
 		return invalid("partition %s has other replicas than its first ones, and says it hasn't", name)

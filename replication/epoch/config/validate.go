@@ -147,6 +147,9 @@ func (c *Config) validateTopics() error {
 			if err := c.validateMove(fmt.Sprintf("%s/%d", t.Name, n), p, replicas); err != nil {
 				return err
 			}
+			if err := c.validateOrigin(fmt.Sprintf("%s/%d", t.Name, n), p); err != nil {
+				return err
+			}
 		}
 	}
 	return c.validateOverlaps()
@@ -245,10 +248,16 @@ func (c *Config) Follows(prev *Config) error {
 			return invalid("topic %s can't shrink from %d to %d partitions", t.Name, len(was.Partitions), len(t.Partitions))
 		}
 		for n := range was.Partitions {
-			if was.Partitions[n].Shard != t.Partitions[n].Shard {
-				return invalid("partition %s/%d can't change its shard", t.Name, n)
-			}
 			before := &was.Partitions[n]
+			if before.Shard != t.Partitions[n].Shard {
+				if !t.Live() || !was.Live() || c.FeatureLevel < LevelRecovery {
+					return invalid("partition %s/%d can't change its shard", t.Name, n)
+				}
+				if err := t.Partitions[n].succeeds(before, fmt.Sprintf("%s/%d", t.Name, n), prev.NextShard, prev.NextReplica); err != nil {
+					return err
+				}
+				continue
+			}
 			if !t.Live() {
 				before = before.onBrokersOf(c)
 			}
