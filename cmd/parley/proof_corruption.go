@@ -26,10 +26,11 @@ type corruptionFlags struct {
 	atOnce     int
 	live       int // per cent of the rounds in which the broker runs while it is damaged
 	files      []string
+	compare    time.Duration
 }
 
 func (a *app) corruptionCommand() *cobra.Command {
-	f := corruptionFlags{count: 1000, partitions: 16, atOnce: 60, live: 40}
+	f := corruptionFlags{count: 1000, partitions: 16, atOnce: 60, live: 40, compare: time.Second}
 	cmd := &cobra.Command{
 		Use: "corruption", Short: "Damages the stored files of brokers and counts what is detected, served and healed", Args: cobra.NoArgs,
 		Long: `Starts three brokers as processes and publishes records of which it knows every byte. Round after round one
@@ -62,8 +63,9 @@ disk. Exit 1 if anything wrong was served, lost, not detected, not healed or not
 	flags.Int32Var(&f.partitions, "partitions", f.partitions, "partitions of the topic, each with three replicas")
 	flags.IntVar(&f.atOnce, "at-once", f.atOnce, "so `many` corruptions of one broker in a round at most")
 	flags.IntVar(&f.live, "live", f.live, "`per cent` of the rounds in which the broker runs meanwhile")
+	flags.DurationVar(&f.compare, "compare", f.compare, "how `often` the brokers compare their replicas; where that is long, what verifies nothing when it is read would be served")
 	flags.StringSliceVar(&f.files, "files", nil, "only these `kinds` of files: "+strings.Join(fileKindNames(), ", "))
-	flags.StringVar(&f.parleyd, "parleyd", ownBrokerName, "the parleyd `binary`; self is the broker in this program, which cuts its Raft logs early here, so that there are snapshots")
+	flags.StringVar(&f.parleyd, "parleyd", ownBrokerName, "the parleyd `binary`; self is the broker in this program")
 	flags.BoolVar(&f.keep, "keep", false, "keep the working directory; it stays after a failure in any case")
 	return cmd
 }
@@ -191,11 +193,12 @@ func (p *corruptionProof) start(ctx context.Context, command []string) error {
 	var urls []string
 	for i, b := range all {
 		b.logPath = filepath.Join(p.dir, b.name+".log")
-		b.settings = append(b.settings, "--join", all[(i+1)%3].peer+","+all[(i+2)%3].peer, "--log-level", "info", "--log-format", "json", "--trash-grace", "1s")
+		b.settings = append(b.settings, "--join", all[(i+1)%3].peer+","+all[(i+2)%3].peer, "--log-level", "info", "--log-format", "json", "--trash-grace", "1s", "--compare-every", p.f.compare.String())
 		if p.f.parleyd == ownBrokerName {
-			b.settings = append(b.settings, "--cut-bytes", corruptionCut, "--compare-every", "1s")
+			b.settings = append(b.settings, "--cut-bytes", corruptionCut)
 		} else {
 			b.settings = append(b.settings, "--free-space-floor", "0", "--copy-rate", "0")
+			b.env = append(b.env, "PARLEY_TEST_CUT_BYTES="+corruptionCut)
 		}
 		p.brokers = append(p.brokers, &clusterProcess{brokerProcess: b, index: i})
 		urls = append(urls, b.url())

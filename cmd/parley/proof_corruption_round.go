@@ -108,6 +108,9 @@ func (p *corruptionProof) away(b *clusterProcess, state string) error {
 	return nil
 }
 
+// mostUnneeded files of a kind that nothing is needed of are damaged in a round.
+const mostUnneeded = 2
+
 // corruptSome damages a stopped broker's files, or a running one's.
 func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*corruption, err error) {
 	files, err := storedFiles(b.dir)
@@ -115,7 +118,7 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 		return nil, err
 	}
 	want := min((p.f.atOnce+1)/2+p.rng.IntN(p.f.atOnce/2+1), p.f.count-p.result.Count)
-	damaged, whole := map[string]int{}, 0
+	damaged, unneeded, whole := map[string]int{}, map[string]int{}, 0
 	parts := map[int32]bool{}
 	// What is cut or taken away from under a running broker can't be put back as it was, and may keep it from starting: then
 	// there is nothing else in the round that could, or nobody would find out about it.
@@ -126,7 +129,7 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 			break
 		}
 		values := f.kind.name == "value-log"
-		if damaged[f.rel] > 0 && !values {
+		if damaged[f.rel] > 0 && !values || !f.kind.refers && unneeded[f.kind.name] == mostUnneeded {
 			continue
 		}
 		// What cuts or takes away a value log leaves nothing of other damage to it.
@@ -158,6 +161,9 @@ func (p *corruptionProof) corruptSome(b *clusterProcess, state string) (all []*c
 			}
 		}
 		damaged[f.rel]++
+		if !f.kind.refers {
+			unneeded[f.kind.name]++
+		}
 		for _, n := range c.parts {
 			parts[n] = true
 		}

@@ -30,6 +30,8 @@ const (
 	snapshotHeader = 1024
 	snapshotBlock  = 2 << 20
 	snapshotTail   = 16
+	// snapshotShrunk is the block of a snapshot that was taken: dragonboat keeps no more of it.
+	snapshotShrunk = 16 + 4
 )
 
 var snapshotMagic = []byte{0x3F, 0x5B, 0xCB, 0xF1, 0xFA, 0xBA, 0x81, 0x9F}
@@ -60,7 +62,10 @@ func (h *Host) checkSnapshot(shard, replica, opened uint64) error {
 	return nil
 }
 
-var errSnapshotDamaged = errors.New("it is damaged")
+var (
+	errSnapshotDamaged = errors.New("it is damaged")
+	errSnapshotTaken   = errors.New("it was taken once, and what it held is gone: the state machine has lost what it had since")
+)
 
 func verifySnapshot(fsys vfs.FS, name string) error {
 	f, err := fsys.Open(name)
@@ -104,6 +109,9 @@ func verifySnapshot(fsys vfs.FS, name string) error {
 	left := info.Size() - snapshotHeader - snapshotTail
 	if left < 0 {
 		return fmt.Errorf("%w: it is cut off", errSnapshotDamaged)
+	}
+	if left == snapshotShrunk {
+		return errSnapshotTaken
 	}
 	total, sums := left, crc32.NewIEEE()
 	block := make([]byte, min(left, snapshotBlock+4))

@@ -64,12 +64,15 @@ func TestSnapshotFile(t *testing.T) {
 	}
 	long := make([]byte, 2*snapshotBlock+100)
 	for _, streamed := range []bool{true, false} {
-		for _, payload := range [][]byte{make([]byte, 16), long, long[:2*snapshotBlock]} {
+		for _, payload := range [][]byte{make([]byte, 17), long, long[:2*snapshotBlock]} {
 			if err := check(snapshotBytes(t, payload, streamed)); err != nil {
 				t.Errorf("%d bytes, streamed %v: %v", len(payload), streamed, err)
 			}
 		}
-		whole := snapshotBytes(t, []byte("16 bytes, surely"), streamed)
+		if err := check(snapshotBytes(t, make([]byte, 16), streamed)); !errors.Is(err, errSnapshotTaken) {
+			t.Errorf("one that was taken: %v", err)
+		}
+		whole := snapshotBytes(t, []byte("17 bytes, I think"), streamed)
 		for at := 0; at < len(whole); at += 1 + at/100 {
 			bad := append([]byte(nil), whole...)
 			bad[at] ^= 1 << (at % 8)
