@@ -336,3 +336,59 @@ func copyOf(t *testing.T, dir string) string {
 	copyTree(t, dir, to)
 	return to
 }
+
+// What is for encryption holds nothing, since nothing is encrypted: damage to it is mended and said.
+func TestDamageThatCostsNothing(t *testing.T) {
+	t.Parallel()
+	b := newDamageBase(t)
+	for _, name := range []string{badgerKeys, b.files(t, vlogExt)[0], b.files(t, memExt)[0]} {
+		for what, damage := range map[string]func(path string) error{
+			"a bit": func(path string) error {
+				content, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				at := 3 // in the heads
+				if name == badgerKeys {
+					at = 20
+				}
+				content[at] ^= 4
+				return os.WriteFile(path, content, 0o600)
+			},
+			"gone": os.Remove,
+		} {
+			if what == "gone" && name != badgerKeys {
+				continue
+			}
+			dir := copyOf(t, b.dir)
+			path := filepath.Join(dir, dbDir, name)
+			check(t, damage(path))
+			told := ""
+			e, err := openEngine(storage.Options{Dir: dir, Logf: func(level, message string) {
+				if level == "warn" && strings.Contains(message, path) {
+					told = message
+				}
+			}}, small, hooks{})
+			check(t, err)
+			check(t, e.Close())
+			if told == "" {
+				t.Errorf("%s of %s: nothing was said", what, name)
+			}
+			if reports := b.look(t, dir); len(reports) != 0 {
+				t.Errorf("%s of %s: %v", what, name, reports)
+			}
+		}
+	}
+	// A directory that has lost its version isn't taken for a new one, whatever is left of the database.
+	dir := copyOf(t, b.dir)
+	check(t, os.Remove(filepath.Join(dir, versionFile)))
+	for _, name := range []string{badgerManifest, b.files(t, vlogExt)[0]} {
+		check(t, os.Remove(filepath.Join(dir, dbDir, name)))
+	}
+	for _, name := range b.files(t, vlogExt)[1:] {
+		check(t, os.Remove(filepath.Join(dir, dbDir, name)))
+	}
+	if _, err := openEngine(storage.Options{Dir: dir}, small, hooks{}); !errors.Is(err, storage.ErrFormat) || !strings.Contains(err.Error(), versionFile) {
+		t.Errorf("without its version: %v", err)
+	}
+}
