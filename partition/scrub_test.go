@@ -175,6 +175,9 @@ func TestScrubFindsWhatCRCsCannotSee(t *testing.T) {
 					reseal(c.Data)
 				}
 			}}
+			if err := bad.store.Read(at, func(storage.Chunk) bool { return false }); err != nil || hit < 0 {
+				t.Fatal(hit, err)
+			}
 			for range 30 {
 				from := rng.Int64N(next)
 				to := from + 1 + rng.Int64N(next-from)
@@ -188,6 +191,23 @@ func TestScrubFindsWhatCRCsCannotSee(t *testing.T) {
 				}
 				if a.Odd != "" {
 					t.Fatal(a.Odd)
+				}
+			}
+			// A run that begins with it, and one that ends with it, wherever the marks are.
+			for _, run := range [][2]int64{{hit, next}, {hit, min(next, hit+10)}} {
+				res, err := bad.scrub(t.Context(), ScrubRequest{From: run[0], To: run[1]}, atOnce)
+				if err != nil || res.Odd == "" {
+					t.Fatalf("altered is the chunk at %d, the run from %d to %d contradicts nothing (%v)", hit, run[0], run[1], err)
+				}
+			}
+			if k, v, ok, err := bad.store.Seek(markKey(hit+1), nil); err == nil && ok {
+				mk, err := parseMark(k, v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				res, err := bad.scrub(t.Context(), ScrubRequest{From: 0, To: mk.offset}, atOnce)
+				if err != nil || res.Odd == "" {
+					t.Fatalf("altered is the chunk at %d, the run up to the mark at %d contradicts nothing (%v)", hit, mk.offset, err)
 				}
 			}
 			res, err := bad.scrub(t.Context(), ScrubRequest{From: FromBegin}, atOnce)

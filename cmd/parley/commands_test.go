@@ -174,7 +174,15 @@ func TestTopicCommands(t *testing.T) {
 	}
 	fails(t, exitFailed, "topic", "describe", name)
 	tool(t, "", "topic", "restore", name)
-	tool(t, "", "partition", "describe", name+"/2")
+	compared := decode(t, tool(t, "", "partition", "compare", name+"/2", "-o", "json").stdout)
+	wantKeys(t, compared, "topic", "partition", "begun", "comparison")
+	if c, _ := compared["comparison"].(map[string]any); c["result"] != "same" || c["passes"] == float64(0) {
+		t.Errorf("comparison of replicas: %v", compared)
+	}
+	if out := tool(t, "", "partition", "describe", name+"/2").stdout; !strings.Contains(out, "replicas compared  all the same") {
+		t.Errorf("describe does not tell of the comparison: %s", out)
+	}
+	tool(t, "", "partition", "compare", name+"/2", "--wait=false")
 	o := fails(t, exitFailed, "partition", "describe", name+"/3")
 	if !strings.Contains(o.stderr, "has 0 to 2") {
 		t.Errorf("partition that isn't there: %s", o.stderr)
