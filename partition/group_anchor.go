@@ -49,6 +49,11 @@ func (p *Partition) joinGroup(ctx context.Context, j group.Join) (none group.Ass
 	if gl.table.full(j.Group) { // before anything is kept of it
 		return none, describe(ErrTooMany, "%s: the partition is the anchor of %d groups already: delete some", p.name, group.MaxGroups)
 	}
+	if !gl.placed(&j) { // who has a place keeps it
+		if err := gl.noRoom(); err != nil {
+			return none, err
+		}
+	}
 	g := gl.get(j.Group)
 	f, err := gl.noteJoin(g, &j)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -448,4 +449,48 @@ func TestDeletedGroupsAreForgotten(t *testing.T) {
 	if p := r.pull("g1", "a", 100, 0, group.Options{Mode: group.KeyOrdered}); count(p) != 50 {
 		t.Errorf("%+v", p)
 	}
+}
+
+// What a partition keeps of all groups is bounded: beyond it no group begins and no member joins, with a reason; those that are there go on.
+func TestGroupStateIsBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1)
+	r.limits.GroupState = 64 << 10
+	r.open()
+	r.fill(4000)
+	long := strings.Repeat("because ", 30)
+	o := group.Options{Mode: group.Shared}
+	ended := int64(0)
+	for ended < 2000 { // every other record, each with a reason: nothing of it can be put together
+		for _, d := range r.pull("g", "a", 4000, 0, o).Deliveries {
+			for off := d.First; off <= d.Last; off++ {
+				if off%2 == 0 {
+					r.ack("g", "a", group.AckItem{Kind: group.Term, First: off, Last: off, Token: d.Token, Reason: long + fmt.Sprint(off)})
+					ended++
+				}
+			}
+		}
+	}
+	ctx := t.Context()
+	join := func(name, member string) error {
+		_, err := r.p.JoinGroup(ctx, group.Join{Group: name, Member: group.Member{ID: member}, Partitions: 4, Options: o})
+		return err
+	}
+	full := func(err error) bool {
+		return errors.Is(err, ErrTooMany) && strings.Contains(err.Error(), "at most 64 KiB") && strings.Contains(err.Error(), "delete groups")
+	}
+	tries := 0 // who has joined already keeps its place
+	r.until("full", func() bool { tries++; return full(join("other", fmt.Sprint("b", tries))) })
+	if _, err := r.p.LeaseGroup(ctx, group.LeaseRequest{Group: "third", Member: "c", Generation: 1}); !full(err) {
+		t.Errorf("a group was made: %v", err)
+	}
+	st := r.state("g")
+	if st.DeadPending != 2000 {
+		t.Fatalf("%+v", st)
+	}
+	r.ack("g", "a", group.AckItem{Kind: group.Ack, First: 1, Last: 1, Token: st.Token}) // goes on
+	if err := r.p.SetGroup(ctx, group.Set{Group: "g", Delete: true}); err != nil {
+		t.Fatal(err)
+	}
+	r.until("there is room again", func() bool { return join("other", "late") == nil })
 }

@@ -37,7 +37,9 @@ type groupLead struct {
 	dueAt  int64       // when the dirty ones are to be committed at the latest
 	nextAt int64       // when to look at the clock's doings; 0 not
 	start  int64       // of the log, as dispatchers know it
-	over   *Error      // why nothing more is taken
+	size   int         // of the groups' state, at sizeAt
+	sizeAt int64
+	over   *Error // why nothing more is taken
 
 	kick chan struct{} // the loop looks again
 	bury chan struct{} // there are dead letters
@@ -339,6 +341,9 @@ func (gl *groupLead) ensure(ctx context.Context, name string, want *group.Option
 				return have, mismatch(gl.p, name, c)
 			}
 			return have, nil
+		}
+		if err := gl.noRoom(); err != nil {
+			return have, err
 		}
 		o := want.WithDefaults(mode)
 		gl.mu.Unlock()

@@ -84,6 +84,24 @@ func (gl *groupLead) delete(ctx context.Context, name string) *Error {
 // dropAfterMS is how soon a group that is gone is looked at again, when somebody still had to do with it.
 const dropAfterMS = 1000
 
+// sizeEveryMS is how long the size of the groups' state is taken for what it was.
+const sizeEveryMS = 500
+
+// noRoom says that nothing more of groups is begun here, when what is kept of them takes too much. mu is held.
+func (gl *groupLead) noRoom() *Error {
+	if now := gl.p.now(); gl.sizeAt == 0 || now-gl.sizeAt >= sizeEveryMS {
+		gl.table.mu.RLock()
+		gl.size = gl.table.s.Bytes()
+		gl.table.mu.RUnlock()
+		gl.sizeAt = max(now, 1)
+	}
+	if most := gl.p.c.Limits.GroupState; gl.size >= most {
+		return describe(ErrTooMany, "%s: what is kept here of consumer groups takes %d KiB, at most %d KiB are allowed: delete groups that nobody runs, or let members ack what they hold",
+			gl.p.name, gl.size>>10, most>>10)
+	}
+	return nil
+}
+
 // drop forgets a group that the log knows no more; where something of it is under way, it is looked at again. mu is held.
 func (gl *groupLead) drop(g *ledGroup) {
 	gl.table.mu.RLock()

@@ -33,6 +33,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/parleymq/parley/partition/group"
 	"github.com/parleymq/parley/partition/record"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication"
@@ -55,6 +56,7 @@ type Limits struct {
 	QueueBytes     int           // taken and not yet answered; default 16 MiB
 	QueueRecords   int           // likewise; default 131,072
 	GroupBytes     int           // about how large one log entry gets; default 1 MiB
+	GroupState     int           // about what is kept of consumer groups; default group.MaxStateBytes
 	PipelineBytes  int           // size at which a group goes out though others are in flight; default 256 KiB
 	BusyWait       time.Duration // how long an append waits for room; default 1 s
 	ProposeTimeout time.Duration // how long one attempt to commit may take; default 5 s
@@ -70,6 +72,7 @@ func (l *Limits) setDefaults() {
 	def(&l.QueueBytes, 16<<20)
 	def(&l.QueueRecords, 131_072)
 	def(&l.GroupBytes, 1<<20)
+	def(&l.GroupState, group.MaxStateBytes)
 	def(&l.PipelineBytes, 256<<10)
 	if l.BusyWait <= 0 {
 		l.BusyWait = time.Second

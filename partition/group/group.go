@@ -112,6 +112,10 @@ const (
 	// MaxHoles bounds what a group remembers above its cursor on one partition: runs of handled records,
 	// and records that came back. Beyond it nothing new is delivered until the oldest is done.
 	MaxHoles = 1 << 14
+
+	// MaxStateBytes is about how much a partition keeps of all groups together, in its checkpoints and snapshots. Beyond
+	// it no group begins and no member joins there; those that are there go on, each within its own bounds.
+	MaxStateBytes = 32 << 20
 )
 
 // Options are fixed by the member that makes the group. Another that brings different

@@ -63,6 +63,34 @@ func NewState() *State {
 // Len is how many groups the partition knows, and whose anchor it is.
 func (s *State) Len() (groups, anchors int) { return len(s.groups), len(s.anchors) }
 
+// What parts of a state take at most when encoded, texts aside.
+const (
+	groupBytes  = 160
+	runBytes    = 8
+	backBytes   = 32
+	memberBytes = 16
+)
+
+// Bytes is about what the state takes when it is encoded. It looks at everything: ask seldom.
+func (s *State) Bytes() int {
+	n := 0
+	for name, g := range s.groups {
+		n += groupBytes + len(name) + len(g.options.DeadLetter) + len(g.lease.member) + g.done.count*runBytes
+		g.back.all(func(r runOf[back]) bool {
+			n += backBytes + len(r.v.reason)
+			return true
+		})
+	}
+	for name, a := range s.anchors {
+		n += groupBytes + len(name) + len(a.options.DeadLetter)
+		for i := range a.members {
+			m := &a.members[i]
+			n += memberBytes + len(m.ID) + len(m.Name) + len(m.Host) + len(m.Version) + 2*len(m.Partitions)
+		}
+	}
+	return n
+}
+
 // Names are those of all groups and anchors, in order.
 func (s *State) Names() []string {
 	names := slices.Collect(maps.Keys(s.groups))
