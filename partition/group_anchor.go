@@ -169,6 +169,7 @@ func (p *Partition) syncGroup(ctx context.Context, y group.Sync) (none group.Ass
 	gl.mu.Lock()
 	defer gl.mu.Unlock()
 	var limit *time.Timer
+	asked := p.now() // when the member was last heard of, however long it waits here
 	for {
 		if gl.over != nil {
 			return none, p.notLeader()
@@ -178,7 +179,7 @@ func (p *Partition) syncGroup(ctx context.Context, y group.Sync) (none group.Ass
 		known, changed := false, false
 		if g != nil && g.c != nil {
 			gl.table.mu.RLock()
-			_, known = g.c.Sync(gl.table.s, &y, p.now())
+			_, known = g.c.Sync(gl.table.s, &y, asked)
 			changed = g.c.Changed(gl.table.s)
 			a, _ = gl.table.s.Assignment(y.Group, y.Member)
 			gl.table.mu.RUnlock()

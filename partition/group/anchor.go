@@ -167,7 +167,7 @@ func (c *Coordinator) Sync(s *State, y *Sync, now int64) (generation uint64, ok 
 		return 0, false
 	}
 	c.note(a, y.Generation, y.Partitions)
-	c.heard[y.Member] = now + c.session
+	c.heard[y.Member] = max(c.heard[y.Member], now+c.session)
 	return a.generation, true
 }
 
