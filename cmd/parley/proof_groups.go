@@ -36,7 +36,7 @@ const (
 	rebalanceGroup   = "g"
 	rebalanceMembers = 3 // at the start
 	rebalanceLimit   = 2 * time.Minute
-	rebalanceLook    = 20 * time.Millisecond
+	rebalanceLook    = 50 * time.Millisecond
 	// rebalanceTail is how long records are looked at after everybody has his share.
 	rebalanceTail = time.Second
 	// movedLimit is how long a partition may stand still that changes hands, beside the session of a member that has died.
@@ -170,6 +170,9 @@ func (r *rebalance) run(ctx context.Context) error {
 	if err := r.settled(ctx); err != nil {
 		return err
 	}
+	if err := r.leadersRest(ctx); err != nil {
+		return err
+	}
 	if err := r.watch(ctx); err != nil {
 		return err
 	}
@@ -240,6 +243,23 @@ func (r *rebalance) settled(ctx context.Context) error {
 	return r.until(ctx, func() string {
 		if owners := r.account.owners(); !even(owners, r.names()) {
 			return fmt.Sprintf("members %v have %v", r.names(), owners)
+		}
+		return ""
+	})
+}
+
+// leadersRest waits until the preferred replicas lead: a young cluster hands leaderships over once, and the new leader of a group's anchor
+// gives each member a whole session, also one that has just died.
+func (r *rebalance) leadersRest(ctx context.Context) error {
+	return r.until(ctx, func() string {
+		d, err := r.c.DescribeTopic(ctx, rebalanceTopic)
+		if err != nil {
+			return err.Error()
+		}
+		for _, p := range d.Partitions {
+			if len(p.Replicas) == 0 || p.Leader != p.Replicas[0] {
+				return fmt.Sprintf("partition %d is led by %q, not by the first of %v", p.Partition, p.Leader, p.Replicas)
+			}
 		}
 		return ""
 	})
