@@ -14,7 +14,8 @@ import (
 // DefaultSpaceEvery is how often free space is looked at by default.
 const DefaultSpaceEvery = 250 * time.Millisecond
 
-// spaceReserve is what copies leave on a disk whatever the floor is, unless that is more than a twentieth of it.
+// spaceReserve is what copies leave on a disk whatever the floor is, unless that is more than a quarter of it: files are reserved ahead, 64 MiB
+// of the Raft log's at once, and a disk without room for them ends the process.
 const spaceReserve = 256 << 20
 
 // A Space watches the free space of the file system that holds a directory.
@@ -86,7 +87,7 @@ func (s *Space) Look() error {
 	was := s.full.Load()
 	full := below(free, s.floor, was)
 	s.full.Store(full)
-	mark := max(s.floor, min(spaceReserve, total/20))
+	mark := max(s.floor, min(spaceReserve, total/4))
 	s.low.Store(below(free, mark, s.low.Load()))
 	s.scarce.Store(below(free, mark/2, s.scarce.Load()))
 	if tell := s.tell.Load(); tell != nil && full != was {

@@ -51,7 +51,7 @@ func TestSpaceMarksForCopies(t *testing.T) {
 		low, scarce bool
 	}{
 		{1000, 1000, 1200, false, false}, {1000, 999, 1200, true, false}, {1000, 499, 1200, true, true},
-		{0, 50, 1000, false, false}, {0, 49, 1000, true, false}, {0, 24, 1000, true, true},
+		{0, 250, 1000, false, false}, {0, 249, 1000, true, false}, {0, 124, 1000, true, true},
 		{0, 256 << 20, 1 << 40, false, false}, {0, 255 << 20, 1 << 40, true, false}, {0, 127 << 20, 1 << 40, true, true},
 	} {
 		s, err := NewSpaceFunc("/data", c.floor, 0, func(string) (uint64, uint64, error) { return c.free, c.total, nil })
