@@ -220,7 +220,7 @@ func TestCompareUnderLoad(t *testing.T) {
 		c.CompareEvery, c.CompareRate = time.Second, -1
 		c.RetentionEvery, c.CheckpointEvery, c.CutBytes = 50*time.Millisecond, 100*time.Millisecond, 1<<20
 	})
-	c.Brokers[0].CreateTopic(wire.TopicSpec{Name: "t", Partitions: 2, Replicas: 3, Config: map[string]string{"max_bytes": "200000"}})
+	c.Brokers[0].CreateTopic(wire.TopicSpec{Name: "t", Partitions: 2, Replicas: 3, Config: map[string]string{"max_bytes": "40000"}})
 	c.InSync("t")
 	load := brokertest.StartLoad(t, c.URLs(), "t", 2)
 	for round := range 3 {
@@ -239,6 +239,9 @@ func TestCompareUnderLoad(t *testing.T) {
 		}
 	}
 	for _, p := range c.Describe("t").Partitions {
+		if p.StartOffset == 0 {
+			t.Errorf("partition %d: retention took nothing", p.Partition)
+		}
 		if len(p.Damaged) > 0 || p.Comparison == nil || len(p.Comparison.Differences) > 0 {
 			t.Errorf("partition %d: %+v, %+v", p.Partition, p, p.Comparison)
 		}

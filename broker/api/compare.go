@@ -100,6 +100,9 @@ func (p *live) advice(c *config.Config, d *DifferenceStatus) string {
 		}
 	}
 	hint := "nothing tells which replica is right: read the offsets from each (parley partition transfer " + name + " --to BROKER, then parley sub) and compare them with what was published"
+	if d.What == "state" {
+		hint = "nothing tells which replica is right: keep a copy of each broker's data directory, and report it, for this is a fault of the program and not of a disk"
+	}
 	if n := len(odd); n > 0 && n < len(d.Votes) {
 		hint = "the replica on " + strings.Join(odd, ", ") + " contradicts what it noted itself when it stored them, so the others are likely right"
 	}
