@@ -118,7 +118,7 @@ func TestPlainClientsSeeNoTransfer(t *testing.T) {
 		loads = append(loads, startPlain(t, m.Name, m.Connect(), "t", more, &wg))
 	}
 	admin := c.Brokers[0].Connect()
-	for round := range 9 {
+	for round := range 6 {
 		to := c.Brokers[round%3].Name
 		var res wire.PartitionChange
 		brokertest.Eventually(t, "a transfer to "+to, func() bool {

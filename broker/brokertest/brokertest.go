@@ -17,8 +17,8 @@ import (
 	"github.com/parleymq/parley/client/wire"
 )
 
-// Wait is how long anything in a test may take before it has failed.
-const Wait = 20 * time.Second
+// Wait is how long anything in a test may take before it has failed: nothing takes nearly so long but where much else runs.
+const Wait = time.Minute
 
 // Broker is a running broker in a directory of the test.
 type Broker struct {
