@@ -117,7 +117,7 @@ func (c *Config) Salvaged(topic uint64, n int, shard uint64) error {
 func (c *Config) recovering(topic uint64, n int) (*Topic, *Partition, error) {
 	t, p, err := c.partition(topic, n)
 	if err == nil && c.FeatureLevel < LevelRecovery {
-		err = invalid("partition %s/%d can't be recovered at feature level %d: level %d is needed, which comes when every broker runs a version that knows it",
+		err = invalid("partition %s/%d can't be recovered at feature level %d: level %d is needed (parley cluster raise-level, once every broker runs a version that knows it)",
 			t.Name, n, c.FeatureLevel, LevelRecovery)
 	}
 	return t, p, err
