@@ -34,7 +34,9 @@ type carrier struct {
 	b     *Broker
 	slots map[uint64]*slot // by replica id
 	last  *config.Config   // that was carried out
-	wg    sync.WaitGroup   // replicas that catch up
+	// chosen are the replicas that a recovery goes on with, by shard; nil otherwise. They may not be the newest ones here.
+	chosen map[uint64]uint64
+	wg     sync.WaitGroup // replicas that catch up
 
 	mu      sync.Mutex
 	carried uint64
@@ -118,6 +120,9 @@ func (k *carrier) carry(ctx context.Context, c *config.Config) error {
 func (k *carrier) slot(t *config.Topic, n int32) *slot {
 	p := &t.Partitions[n]
 	r, local := p.On(k.b.self())
+	if id := k.chosen[p.Shard]; id != 0 {
+		r, local = p.Find(id)
+	}
 	s := k.slots[r.ID]
 	if !local || s == nil {
 		s = &slot{topic: t.Name, number: n, shard: p.Shard, lead: k.b.leaders.of(p.Shard)}
@@ -271,7 +276,7 @@ func (k *carrier) openSlot(ctx context.Context, c *config.Config, s *slot, part 
 		b.stamps.poke()
 		b.ready.kick()
 		k.wg.Go(func() { k.catchUp(s, p) })
-		if part.Salvaging() {
+		if part.Salvaging() && b.epochs != nil { // else the whole cluster is being recovered
 			k.wg.Go(func() { k.confirmSalvage(s) })
 		}
 	case ctx.Err() != nil:

@@ -100,7 +100,11 @@ func PlanRecovery(dataDir string) (Recovery, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return r, fmt.Errorf("look for a recovery: %w", err)
 	}
-	if r, err = planRecovery(cur, id, err == nil); err != nil {
+	end, err2 := logEnds(dir)
+	if err2 != nil {
+		return r, err2
+	}
+	if r, err = planRecovery(cur, id, err == nil, end); err != nil {
 		return r, err
 	}
 	if r.Committed, err = raft.OldStore(dir.sub(raftDir)); err != nil {
@@ -110,7 +114,44 @@ func PlanRecovery(dataDir string) (Recovery, error) {
 	return r, nil
 }
 
-func planRecovery(cur *config.Config, id identity, begun bool) (Recovery, error) {
+// logEnds tells how far the Raft logs of a directory reach. A replica that was being copied, and whose store has yet to
+// come to the snapshot that its log begins with, counts as having nothing.
+func logEnds(dir *dataDir) (func(t *config.Topic, n int, r config.Replica) (term, index uint64), error) {
+	ends, err := raft.Ends(dir.sub(raftDir))
+	if err != nil {
+		return nil, fmt.Errorf("look how far the Raft logs reach: %w", err)
+	}
+	path := filepath.Join(dir.sub(logDir), "checkpoints")
+	if found, err := filepath.Glob(filepath.Join(path, "*")); err != nil || len(found) == 0 || len(ends) == 0 {
+		return nil, err
+	}
+	points, err := storage.OpenCheckpointer(path, nothingStored{}, storage.CheckpointOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer points.Close() //nolint:errcheck // nothing was written
+	at := map[storage.LogID]uint64{}
+	for _, id := range points.Checkpoints() {
+		if p, found := points.Load(id); found {
+			at[id] = p.Index
+		}
+	}
+	return func(t *config.Topic, n int, r config.Replica) (term, index uint64) {
+		end := ends[replication.LogOf{Shard: t.Partitions[n].Shard, Replica: r.ID}]
+		if at[storage.LogID{Topic: t.ID, Partition: uint64(n), Replica: r.ID}] < end.Snapshot {
+			return 0, 0
+		}
+		return end.Term, end.Index
+	}, nil
+}
+
+// nothingStored is an engine for looking at checkpoints alone.
+type nothingStored struct{ storage.Engine }
+
+func (nothingStored) Logs() ([]storage.LogID, error) { return nil, nil }
+func (nothingStored) Sync() error                    { return nil }
+
+func planRecovery(cur *config.Config, id identity, begun bool, end func(*config.Topic, int, config.Replica) (uint64, uint64)) (Recovery, error) {
 	r := Recovery{Cluster: cur.ClusterID, Epoch: cur.Epoch, broker: id.BrokerID, Begun: begun}
 	self := cur.Broker(id.BrokerID)
 	switch {
@@ -125,7 +166,7 @@ func planRecovery(cur *config.Config, id identity, begun bool) (Recovery, error)
 			r.Lost = append(r.Lost, b.Name)
 		}
 	}
-	r.Partitions = cur.Survivors(id.BrokerID)
+	r.Partitions = cur.Survivors(id.BrokerID, end)
 	for i := range cur.Topics {
 		if t := &cur.Topics[i]; !t.Live() && !t.Purge {
 			r.Deleted = append(r.Deleted, t.Name)
@@ -163,7 +204,7 @@ func Recover(ctx context.Context, c Config) (*config.Config, error) {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
 	if !r.Begun {
-		if err := alone(ctx, c, false, nothing); err != nil {
+		if err := alone(ctx, c, r, false, nothing); err != nil {
 			return nil, fmt.Errorf("open what is there: %w", err)
 		}
 		if err := noteRecovery(&c, recoverKeeping); err != nil {
@@ -171,7 +212,7 @@ func Recover(ctx context.Context, c Config) (*config.Config, error) {
 		}
 	}
 	if !r.applied {
-		if err := alone(ctx, c, true, (*Broker).applyAll); err != nil {
+		if err := alone(ctx, c, r, true, (*Broker).applyAll); err != nil {
 			return nil, fmt.Errorf("apply what the Raft logs hold: %w", err)
 		}
 		if err := noteRecovery(&c, fmt.Sprintf("%d\n", r.Epoch+1)); err != nil {
@@ -181,7 +222,7 @@ func Recover(ctx context.Context, c Config) (*config.Config, error) {
 	if err := beginAnew(&c, r); err != nil {
 		return nil, err
 	}
-	if err := alone(ctx, c, false, (*Broker).cutAll); err != nil {
+	if err := alone(ctx, c, r, false, (*Broker).cutAll); err != nil {
 		return nil, fmt.Errorf("begin the new Raft groups: %w", err)
 	}
 	return endRecovery(&c)
@@ -189,9 +230,13 @@ func Recover(ctx context.Context, c Config) (*config.Config, error) {
 
 // alone opens all partitions of the data directory, does one thing with them, makes everything durable and
 // closes them. Nobody else is reached. With keepAll everything in the Raft logs is applied.
-func alone(ctx context.Context, c Config, keepAll bool, do func(*Broker, context.Context) error) error {
+func alone(ctx context.Context, c Config, r Recovery, keepAll bool, do func(*Broker, context.Context) error) error {
 	b := newBroker(c)
 	b.keepAll = keepAll
+	b.carrier.chosen = map[uint64]uint64{}
+	for _, p := range r.Partitions {
+		b.carrier.chosen[p.Shard] = p.Replica
+	}
 	err := b.openAlone(ctx)
 	if err == nil {
 		err = do(b, ctx)
@@ -358,7 +403,7 @@ func beginAnew(c *Config, r Recovery) (err error) {
 		return fmt.Errorf("begin new logs: %w", err)
 	}
 	_, err = epoch.Recover(dir.sub(epochsDir), r.Name, c.Clock(), func(next *config.Config) error {
-		next.RecoverOn(r.broker)
+		next.RecoverOn(r.broker, r.Partitions)
 		next.Change = r.change
 		return nil
 	})

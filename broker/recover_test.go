@@ -178,9 +178,25 @@ func killed(t *testing.T, m *brokertest.Member) (dir string) {
 	t.Helper()
 	brokertest.Eventually(t, "a copy while no file is made or deleted", func() bool {
 		dir = t.TempDir()
-		return os.CopyFS(dir, os.DirFS(m.Dir())) == nil
+		before := journalEnd(t, m.Dir())
+		return os.CopyFS(dir, os.DirFS(m.Dir())) == nil && journalEnd(t, m.Dir()) == before
 	})
 	return dir
+}
+
+// journalEnd is the note of how far the Raft journal went: it comes after what it speaks of, and a copy made meanwhile may have one without
+// the other, which no kill leaves.
+func journalEnd(t *testing.T, dir string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "raft", "*", "*", "journal", "END"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("notes of the journal's end: %v, %v", found, err)
+	}
+	end, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(end)
 }
 
 // TestRecoverAgain: one that ended before everything was applied is begun again there; no broker starts meanwhile.

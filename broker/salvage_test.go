@@ -3,6 +3,8 @@ package broker_test
 import (
 	"crypto/rand"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -147,5 +149,45 @@ func TestRecoverLostPartitions(t *testing.T) {
 	var e *wire.Error
 	if _, err := b1.API().PartitionRecover(t.Context(), wire.RecoverRequest{Topic: "two", Accept: true}); !errors.As(err, &e) {
 		t.Errorf("recovered again: %v", err)
+	}
+}
+
+// TestRecoverOneOfTwo: of two replicas one has lost its Raft log. It takes no part, the other one has no majority; a
+// recovery goes on with that one, which has all that was acked, and the partition has two replicas again.
+func TestRecoverOneOfTwo(t *testing.T) {
+	t.Parallel()
+	const records = 50
+	c := brokertest.StartCluster(t, 3, quickTrash, unkept)
+	b1, b2 := c.Brokers[0], c.Member("b2")
+	createOn(t, c, "two", "b2", "b3")
+	nc := b1.Connect()
+	publishNumbers(t, nc, "two", records)
+	c.InSync("two")
+	dir := b2.Dir()
+	b2.Stop()
+	if err := os.RemoveAll(filepath.Join(dir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	b2.Launch()
+	if b2.Broker == nil {
+		t.FailNow()
+	}
+	var plan wire.PartitionRecovery
+	brokertest.Eventually(t, "nobody leads, and the damage is told", func() bool {
+		var err error
+		plan, err = b1.API().PartitionRecover(t.Context(), wire.RecoverRequest{Topic: "two"})
+		return err == nil && len(plan.Replicas) == 2 && strings.Contains(plan.Replicas[1].Problem, "damaged")
+	})
+	if plan.From != "b3" || !strings.Contains(plan.Loss, "nothing that was acked") {
+		t.Fatalf("%+v", plan)
+	}
+	recoverPartition(t, b1, wire.RecoverRequest{Topic: "two", Accept: true})
+	brokertest.Eventually(t, "two replicas again", func() bool {
+		p := c.Partition("two", 0)
+		return !p.Salvaging() && !p.Moving() && len(p.Replicas) == 2
+	})
+	c.InSync("two")
+	if all, err := brokertest.ReadAll(nc, "two", 0); err != nil || len(all) != records {
+		t.Errorf("%d of %d records, %v", len(all), records, err)
 	}
 }

@@ -231,6 +231,13 @@ func (e *UnprovenError) Error() string {
 	return fmt.Sprintf("%d entries up to %d are in the log and not known to be committed", e.Proposals, e.Last)
 }
 
+// LogOf names one replica's own log.
+type LogOf struct{ Shard, Replica uint64 }
+
+// LogEnd is where it ends: the term and the index of its last entry, known to be committed or not, and the index of
+// its newest snapshot.
+type LogEnd struct{ Term, Index, Snapshot uint64 }
+
 // Keeping is a Host that knows what its replicas' own logs hold, whoever else has it: for logs whose majority
 // is gone for good. Neither method needs, or reaches, another replica.
 type Keeping interface {

@@ -23,8 +23,8 @@ with all that it has on disk, acked or not; partitions that it has nothing of be
 else is lost: records that only others had, deleted topics, and all other brokers. Those that are left must not be
 started with their data again: empty them and let them join (parleyd --join).
 
-Without --accept-data-loss it prints what would be lost, and changes nothing. Choose the broker that has
-most; make a copy of its directory first. Ended in the middle it is given again.`,
+Without --accept-data-loss it prints what would be lost, and changes nothing. Give it so on each
+broker that is left, and choose the one whose logs end highest: by term, then by index. Make a copy of its directory first. Ended in the middle it is given again.`,
 		Example: "  parley cluster recover --data-dir /var/lib/parley\n  parley cluster recover --data-dir /var/lib/parley --accept-data-loss",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if dir == "" {
@@ -86,12 +86,15 @@ type recoveredPartition struct {
 	Kept      bool   `json:"kept"`   // false: it begins anew, empty
 	Copied    bool   `json:"copied"` // it was a copy in the making: more is missing than of others
 	Others    int    `json:"other_replicas"`
+	// Term and Index are of the last entry of its log: of two brokers that are left, the one whose are greater has more.
+	Term  uint64 `json:"term"`
+	Index uint64 `json:"index"`
 }
 
 func recovery(plan broker.Recovery) recovered {
 	out := recovered{Name: plan.Name, ClusterID: plan.Cluster, Epoch: plan.Epoch, Committed: plan.Committed, Lost: append([]string{}, plan.Lost...), Deleted: append([]string{}, plan.Deleted...)}
 	for _, p := range plan.Partitions {
-		out.Partitions = append(out.Partitions, recoveredPartition{Topic: p.Topic, Partition: p.Number, Kept: p.Replica != 0, Copied: p.Replica != 0 && !p.Voter, Others: len(p.Others)})
+		out.Partitions = append(out.Partitions, recoveredPartition{Topic: p.Topic, Partition: p.Number, Kept: p.Replica != 0, Copied: p.Replica != 0 && !p.Voter, Others: len(p.Others), Term: p.Term, Index: p.Index})
 	}
 	return out
 }
@@ -107,7 +110,7 @@ func (a *app) printRecovery(plan broker.Recovery) {
 		fmt.Fprintln(a.stdout, "acked in the last moments before the broker ended may be lost, too. How many entries are left out is said for each partition.")
 		fmt.Fprintln(a.stdout)
 	}
-	t := newTable("PARTITION", "WHAT IS LEFT")
+	t := newTable("PARTITION", "WHAT IS LEFT", "LOG ENDS (TERM/INDEX)")
 	for _, p := range plan.Partitions {
 		left := str("as this broker has it, to the end of its log; what only others had is lost")
 		if plan.Committed {
@@ -121,7 +124,11 @@ func (a *app) printRecovery(plan broker.Recovery) {
 		case len(p.Others) == 0:
 			left = str("everything")
 		}
-		t.row(str(fmt.Sprintf("%s/%d", p.Topic, p.Number)), left)
+		end := str("")
+		if p.Index > 0 {
+			end = str(fmt.Sprintf("%d/%d", p.Term, p.Index))
+		}
+		t.row(str(fmt.Sprintf("%s/%d", p.Topic, p.Number)), left, end)
 	}
 	_ = a.printTable(t)
 	if len(plan.Deleted) > 0 {

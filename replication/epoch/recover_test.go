@@ -33,7 +33,7 @@ func TestRecover(t *testing.T) {
 		if _, err := recoverIn(n.dir, "b3", time.Now(), func(c *config.Config) error { c.Council = nil; return nil }); !errors.Is(err, config.ErrInvalid) {
 			t.Error(err)
 		}
-		after, err := recoverIn(n.dir, "b3", time.Now(), func(c *config.Config) error { c.RecoverOn(3); return nil })
+		after, err := recoverIn(n.dir, "b3", time.Now(), func(c *config.Config) error { c.RecoverOn(3, nil); return nil })
 		if err != nil || after.Epoch != 3 || after.Previous != before.Hash() {
 			t.Fatal(after, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/lni/dragonboat/v4/raftpb"
 
@@ -146,6 +147,30 @@ func replay(j *journal.Journal, key journal.Key, opened uint64, sm replication.S
 		err = fmt.Errorf("%w: its log ends at %d, and only entries up to %d could be read", journal.ErrDamaged, known.Last, last)
 	}
 	return err
+}
+
+// Ends are the ends of all logs in the directory of a host that isn't open, by shard and replica; none where the directory has the log store of
+// earlier versions. The journal is opened for it as at a start.
+func Ends(dir string) (_ map[replication.LogOf]replication.LogEnd, err error) {
+	found, err := filepath.Glob(filepath.Join(dir, "*", "*", journalDir))
+	if err != nil || len(found) != 1 {
+		return nil, err
+	}
+	j, err := journal.Open(found[0], journal.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	ends := map[replication.LogOf]replication.LogEnd{}
+	for _, key := range j.Replicas() {
+		term, index, err := endOf(j, key)
+		if err != nil {
+			return nil, err
+		}
+		known, _ := j.Status(key)
+		ends[replication.LogOf{Shard: key.Shard, Replica: key.Replica}] = replication.LogEnd{Term: term, Index: index, Snapshot: known.SnapshotIndex}
+	}
+	return ends, nil
 }
 
 // payloadOf is what was proposed. Dragonboat writes one byte before it, which says how it is encoded: 0 is plain, and nothing else is

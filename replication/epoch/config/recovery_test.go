@@ -32,15 +32,26 @@ func TestRecoverOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []string{
-		"{live 1 0 3 true [1 2]}", "{live 1 1 0 false [1 2]}", "{live 1 2 7 false [1]}", "{live 1 3 9 false []}",
+		"{live 1 0 1 3 true [1 2] 0 0}", "{live 1 1 2 0 false [1 2] 0 0}", "{live 1 2 3 7 false [1] 0 0}", "{live 1 3 4 9 false [] 0 0}",
 	} {
-		if got := fmt.Sprint(c.Survivors(3)[i]); got != want {
+		if got := fmt.Sprint(c.Survivors(3, nil)[i]); got != want {
 			t.Errorf("survivor %d: %s, want %s", i, got, want)
 		}
 	}
+	// Of two replicas on one broker the one that has more is gone on with, not the newer one.
+	left := c.Survivors(3, func(_ *Topic, _ int, r Replica) (uint64, uint64) { return map[uint64]uint64{8: 4, 9: 3}[r.ID], r.ID })
+	if got := fmt.Sprint(left[3]); got != "{live 1 3 4 8 true [] 4 8}" {
+		t.Errorf("of an old replica that has more: %s", got)
+	}
+	older := c.Clone()
+	older.Epoch, older.Previous = 8, c.Hash()
+	older.RecoverOn(3, left)
+	if p := older.Topics[0].Partitions[3]; fmt.Sprint(p.Replicas, p.Retired) != "[{8 3}] [{9 3} {10 3}]" {
+		t.Errorf("recovered on the older replica: %+v", p)
+	}
 	n := c.Clone()
 	n.Epoch, n.Previous = 8, c.Hash()
-	n.RecoverOn(3)
+	n.RecoverOn(3, nil)
 	if err := n.Validate(); err != nil {
 		t.Fatal(err)
 	}
