@@ -77,8 +77,9 @@ const corruptionCut = "32768"
 const (
 	corruptionRefusal = 40 * time.Second // for a start that is to fail
 	corruptionHealing = 3 * time.Minute
-	corruptionLead    = 20 * time.Second // for the damaged broker to lead, before it is read
-	corruptionMeet    = 2 * time.Second  // for a running broker to find damage by itself, after all was read
+	corruptionLead    = 4 * time.Second // for a damaged broker to lead what it can, before it is read
+	corruptionAnswer  = 20 * time.Second
+	corruptionMeet    = 2 * time.Second // for a running broker to find damage by itself, after all was read
 )
 
 // corruptionProof is one run.

@@ -154,7 +154,7 @@ func (l *corruptionLedger) readAll(ctx context.Context) error {
 // checkGroup compares what the group has handled with what the leaders know.
 func (l *corruptionLedger) checkGroup(ctx context.Context) error {
 	var d client.GroupDescription
-	err := retried(ctx, corruptionLead, func(ctx context.Context) (err error) {
+	err := retried(ctx, corruptionAnswer, func(ctx context.Context) (err error) {
 		if d, err = l.c.DescribeGroup(ctx, corruptionTopic, corruptionGroup); err == nil && len(d.Partitions) != int(l.parts) {
 			err = fmt.Errorf("%d of %d partitions are described", len(d.Partitions), l.parts)
 		}

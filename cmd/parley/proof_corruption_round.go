@@ -285,14 +285,15 @@ func lastLines(text string) string {
 	return strings.Join(lines[max(0, len(lines)-3):], "\n")
 }
 
-// named finds the corruption whose file a text names.
-func named(all []*corruption, text string) *corruption {
+// named finds the corruption whose file a text names first.
+func named(all []*corruption, text string) (first *corruption) {
 	for _, exact := range []bool{true, false} {
+		where := len(text)
 		for _, c := range all {
 			name := c.file.path
 			if !exact {
 				// A directory that has lost its only file is named itself.
-				if c.size >= 0 && c.size != 0 {
+				if c.size > 0 {
 					continue
 				}
 				name = filepath.Dir(c.file.path)
@@ -300,9 +301,12 @@ func named(all []*corruption, text string) *corruption {
 					name = "its epochs directory"
 				}
 			}
-			if c.outcome == "" && strings.Contains(text, name) {
-				return c
+			if at := strings.Index(text, name); c.outcome == "" && at >= 0 && at < where {
+				first, where = c, at
 			}
+		}
+		if first != nil {
+			return first
 		}
 	}
 	return nil

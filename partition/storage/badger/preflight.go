@@ -254,7 +254,7 @@ func (e *Engine) setAside(name string, how func(from, to string) error) error {
 	if err := how(filepath.Join(e.files, name), to); err != nil {
 		return fmt.Errorf("set %s aside: %w", name, err)
 	}
-	e.log.Warningf("%s is set aside as %s", name, to)
+	e.log.Warningf("%s is set aside as %s", filepath.Join(e.files, name), to)
 	return nil
 }
 
