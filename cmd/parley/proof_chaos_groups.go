@@ -397,7 +397,9 @@ func (g *chaosGroups) haunt(ctx context.Context, p *plainMember, member string) 
 		return p.ask(ctx, prefix+groupsTopic+"."+strconv.Itoa(int(part)), body, res)
 	}
 	var a wire.GroupAssignment
-	if err := ask(wire.GroupJoin, record.PartitionOf([]byte(groupExclusive), g.parts), wire.GroupJoinRequest{Group: groupExclusive, Member: member, Name: member}, &a); err != nil {
+	// On a slow machine it is the first one of the group, which then has its options.
+	join := wire.GroupJoinRequest{Group: groupExclusive, Member: member, Name: member, Options: wire.GroupOptions{SessionMS: groupsSession.Milliseconds()}}
+	if err := ask(wire.GroupJoin, record.PartitionOf([]byte(groupExclusive), g.parts), join, &a); err != nil {
 		return err
 	}
 	if len(a.Partitions) == 0 {
