@@ -42,6 +42,26 @@ func (t *tenure) sinceRenewal() time.Duration {
 	return time.Since(t.s.start) - time.Duration(t.renewedAt.Load())
 }
 
+// assureLook is how often a worker looks whether the keeper has found out.
+const assureLook = 5 * time.Millisecond
+
+// assured waits while the lease of an exclusive group may be another's by now. A process that was stopped for a while finds
+// records in its memory and in its sockets, and must not begin them before its keeper has looked at the clock.
+func (t *tenure) assured() {
+	if t.s.shared() {
+		return // its deliveries have their own times
+	}
+	for t.sinceRenewal() >= t.s.session() && t.ctx.Err() == nil {
+		nudge(t.wake)
+		timer := time.NewTimer(assureLook)
+		select {
+		case <-t.ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
 // position is what may be committed: everything below it is handled. -1: nothing new.
 func (t *tenure) position() int64 {
 	t.mu.Lock()

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,4 +51,38 @@ func TestAcksUnderWay(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWokenMemberDoubtsItself: who was stopped for longer than its session begins nothing that it has in hand before its keeper
+// has found out that the lease is over.
+func TestWokenMemberDoubtsItself(t *testing.T) {
+	t.Parallel()
+	groupBubble(t, 1, faults{}, map[string]int{"t": 1}, func(ctx context.Context, m *model, c *Client) {
+		m.fillKeys("t", 0, 5, 5, None)
+		m.wakes = true
+		var token atomic.Uint64
+		handled := map[uint64]int{} // by token
+		s := mustSubscribe(t, ctx, c, "g", func(_ context.Context, msg *Message) error {
+			token.Store(msg.Token)
+			handled[msg.Token]++
+			return nil
+		}, Session(time.Second))
+		eventually(t, ctx, "committed", func() (bool, string) { return m.handled("t", "g") })
+		s.mu.Lock()
+		old := s.claims[0].tenure.Load()
+		s.mu.Unlock()
+		before := handled[old.lease.Token]
+		// As if the process woke up: the last renewal is long ago, another has the lease, and records come before the keeper runs.
+		g := m.groupAt("t", 0, "g")
+		m.mu.Lock()
+		m.index++
+		g.holder, g.token, g.until = "another", m.index, time.Now().Add(time.Second)
+		m.mu.Unlock()
+		old.renewedAt.Store(old.renewedAt.Load() - int64(time.Hour))
+		m.fillKeys("t", 0, 5, 5, None)
+		eventually(t, ctx, "handled", func() (bool, string) { return m.handled("t", "g") })
+		if n := handled[old.lease.Token] - before; n != 0 || token.Load() == old.lease.Token {
+			t.Errorf("%d records were begun under a lease that was over", n)
+		}
+	})
 }

@@ -57,6 +57,7 @@ func (m *Messages) NextBatch(ctx context.Context, limit int) ([]*Message, error)
 		}
 		t, _, run := s.crew.take(nil, limit)
 		if t != nil {
+			t.assured()
 			now := time.Now()
 			run = slices.DeleteFunc(run, func(m *Message) bool { return !t.mayBegin(m, now) })
 			if len(run) > 0 {

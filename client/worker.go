@@ -75,6 +75,7 @@ func (w *worker) run() {
 			}
 			continue
 		}
+		t.assured()
 		began := time.Now()
 		if w.s.handleBatch != nil {
 			w.batch(t, st, run, began)
@@ -135,7 +136,7 @@ func (w *worker) enter(now time.Time) (*Message, context.Context) {
 // mayBegin marks m as begun, or gives it back, or drops it when it has expired.
 func (t *tenure) mayBegin(m *Message, now time.Time) bool {
 	switch {
-	case t.retired.Load():
+	case t.retired.Load() || t.lost.Load():
 		t.discardOne(m)
 	case t.s.shared() && m.in.expired(now):
 		_ = m.settle(stateVoid) // or it is already
