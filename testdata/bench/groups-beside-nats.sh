@@ -90,7 +90,7 @@ natsbench() { nats --server "$urls" bench "$@" --no-progress 2>&1 | sed -n 's/.*
 
 row() { printf '%-52s %14s\n' "$1" "$2"; }
 rate() { # NAME LABEL FIGURE: shows it and keeps it for the end
-  row "$2" "$3 /s"
+  row "$2" "$(printf '%.0f' "$3") /s"
   echo "$1 $3" >>"$work/figures"
 }
 consumed() { # MEMBERS GROUP FLAGS...: records a second of so many members
