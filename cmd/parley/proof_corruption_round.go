@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -293,13 +292,10 @@ func named(all []*corruption, text string) (first *corruption) {
 			name := c.file.path
 			if !exact {
 				// A directory that has lost its only file is named itself.
-				if c.size > 0 {
+				if c.size > 0 || c.file.kind.name != "epoch-journal" {
 					continue
 				}
-				name = filepath.Dir(c.file.path)
-				if c.file.kind.name == "epoch-journal" {
-					name = "its epochs directory"
-				}
+				name = "its epochs directory"
 			}
 			if at := strings.Index(text, name); c.outcome == "" && at >= 0 && at < where {
 				first, where = c, at
