@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,9 @@ import (
 func TestCorruptionProof(t *testing.T) {
 	t.Setenv(asTool, "1")
 	t.Setenv("TMPDIR", t.TempDir())
-	o := processTool(t, "proof", "corruption", "--count", "20", "--at-once", "40", "--partitions", "6", "-o", "json")
+	// A damaged manifest may have tables set aside before something else is found: what is taken back then isn't all that changed.
+	kinds := slices.DeleteFunc(fileKindNames(), func(name string) bool { return name == "manifest" })
+	o := processTool(t, "proof", "corruption", "--files", strings.Join(kinds, ","), "--count", "20", "--at-once", "40", "--partitions", "6", "-o", "json")
 	t.Log(strings.TrimSpace(o.stderr)) // the seed, and what became of each
 	if o.code != exitDone {
 		t.Fatalf("exit %d\n%s", o.code, o.stdout)
