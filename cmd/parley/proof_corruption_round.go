@@ -457,10 +457,9 @@ func (p *corruptionProof) lead(ctx context.Context, b *clusterProcess, limit tim
 				led++
 				continue
 			}
-			if len(part.Replicas) == 0 || part.Replicas[0] != b.name { // it isn't the preferred one yet
-				_, err := p.c.TransferPartition(ctx, corruptionTopic, part.Partition, b.name)
-				errs = append(errs, err)
-			}
+			// Also where it is the preferred one: left alone, it waits some seconds.
+			_, err := p.c.TransferPartition(ctx, corruptionTopic, part.Partition, b.name)
+			errs = append(errs, err)
 		}
 		if led < len(d.Partitions) {
 			return errors.Join(append(errs, fmt.Errorf("%s leads %d of %d partitions", b.name, led, len(d.Partitions)))...)
