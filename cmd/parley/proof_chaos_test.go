@@ -14,6 +14,14 @@ import (
 	"time"
 )
 
+// longProof leaves a proof that works with processes of their own to the run without the race detector, which sees nothing of them.
+func longProof(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: its brokers are other processes")
+	}
+}
+
 // buildParleyd builds the broker under test.
 func buildParleyd(t *testing.T) string {
 	t.Helper()
@@ -60,6 +68,7 @@ func TestChaosProof(t *testing.T) {
 
 // TestChaosMoves is the short form of "parley proof chaos --moves 200 --brokers 4".
 func TestChaosMoves(t *testing.T) {
+	longProof(t)
 	parleyd := buildParleyd(t)
 	t.Setenv("TMPDIR", t.TempDir())
 	o := processTool(t, "proof", "chaos", "--parleyd", parleyd, "--duration", "1s", "--brokers", "4", "--partitions", "4", "--producers", "2",
@@ -84,6 +93,7 @@ func TestChaosMoves(t *testing.T) {
 // TestChaosMembers is the short form of "parley proof chaos --faults join,drain,wipe,corrupt,disk-full": a broker joins, and its disk
 // fills up while it gets its share.
 func TestChaosMembers(t *testing.T) {
+	longProof(t)
 	parleyd := buildParleyd(t)
 	t.Setenv("TMPDIR", t.TempDir())
 	o := processTool(t, "proof", "chaos", "--parleyd", parleyd, "--seed", "3", "--duration", "1s", "--partitions", "4", "--producers", "2", "--groups=false",

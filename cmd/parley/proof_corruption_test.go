@@ -11,6 +11,7 @@ import (
 
 // TestCorruptionProof is the short form of "parley proof corruption --count 1000": one round, or two.
 func TestCorruptionProof(t *testing.T) {
+	longProof(t)
 	t.Setenv(asTool, "1")
 	t.Setenv("TMPDIR", t.TempDir())
 	// A damaged manifest may have tables set aside before something else is found: what is taken back then isn't all that changed.

@@ -9,6 +9,7 @@ import (
 // TestGroupsProof is the short form of proof groups: that partitions move as they should, that what a member that sleeps commits is
 // refused, and that everything is handled. How long anything takes is for a quiet machine to tell.
 func TestGroupsProof(t *testing.T) {
+	longProof(t)
 	t.Setenv(asTool, "1") // members are this program
 	parleyd := buildParleyd(t)
 	t.Setenv("TMPDIR", t.TempDir())
