@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,8 +62,12 @@ func (k *carrier) openPartition(ctx context.Context, c partition.Config, part *c
 	}
 	old := c
 	old.Shard, old.Origin, old.Initial, old.Alone = part.Salvage.Shard, partition.Origin(part.Salvage.Origin), nil, true
-	if err := partition.Salvage(ctx, old); err != nil {
-		return nil, err
+	// Once the new group has a log here, the checkpoint is of that one, and the old log may be gone: what
+	// it has must not be applied to it again.
+	if host, ok := k.b.host.(replication.Keeping); !ok || !slices.Contains(host.Shards(c.Replica), c.Shard) {
+		if err := partition.Salvage(ctx, old); err != nil {
+			return nil, err
+		}
 	}
 	p, err := partition.Open(ctx, c)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // recoverPartition plans, or does, a recovery of partition 0 of a topic.
@@ -189,5 +190,52 @@ func TestRecoverOneOfTwo(t *testing.T) {
 	c.InSync("two")
 	if all, err := brokertest.ReadAll(nc, "two", 0); err != nil || len(all) != records {
 		t.Errorf("%d of %d records, %v", len(all), records, err)
+	}
+}
+
+// TestRecoveryInterrupted: the broker that is gone on with has begun the new group, can't say so, and is killed. Started again
+// it is through, with all that there was, and with what was acked meanwhile.
+func TestRecoveryInterrupted(t *testing.T) {
+	t.Parallel()
+	const records = 50
+	c := brokertest.StartCluster(t, 4, quickTrash, unkept)
+	b1, b3 := c.Brokers[0], c.Member("b3")
+	createOn(t, c, "two", "b4", "b3")
+	publishNumbers(t, b1.Connect(), "two", records)
+	c.InSync("two")
+	c.Member("b4").Kill()
+	brokertest.Eventually(t, "nobody leads", func() bool {
+		_, err := b1.API().PartitionRecover(t.Context(), wire.RecoverRequest{Topic: "two"})
+		return err == nil
+	})
+	begun := c.Propose(func(next *config.Config) error {
+		p := next.Topic("two").Partitions[0]
+		r, _ := p.On(next.BrokerNamed("b3").ID)
+		return next.GoOn(next.Topic("two").ID, 0, r.ID, config.Origin{Index: 1_000_000_000})
+	})
+	brokertest.Eventually(t, "b3 knows", func() bool { return b3.API().Store.Current().Epoch >= begun.Epoch })
+	b3.Isolate(true)
+	if p := c.Partition("two", 0); !p.Salvaging() {
+		t.Skip("it was through before b3 could be cut off")
+	}
+	publishNumbers(t, b3.Connect(), "two", 1) // alone
+	b3.Kill()
+	b3.Isolate(false)
+	b3.Launch()
+	brokertest.Eventually(t, "it has been recovered", func() bool {
+		p := c.Partition("two", 0)
+		return !p.Salvaging()
+	})
+	c.InSync("two")
+	nc := b3.Connect()
+	publishNumbers(t, nc, "two", 1)
+	all, err := brokertest.ReadAll(nc, "two", 0)
+	if err != nil || len(all) != records+2 {
+		t.Fatalf("%d of %d records, %v", len(all), records+2, err)
+	}
+	for i, r := range all[:records] {
+		if string(r.Value) != strconv.Itoa(i) {
+			t.Errorf("record %d is %q", i, r.Value)
+		}
 	}
 }
