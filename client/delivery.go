@@ -122,7 +122,8 @@ func (m *Message) Ack() error {
 }
 
 // Forget leaves a message of a shared or key-ordered group to itself: it is neither acked nor extended, and doesn't
-// count as in this member's hands any more. It is delivered again, to any member, when its ack wait is over.
+// count as in this member's hands any more. It is delivered again, to any member, when its ack wait is over. Of a key-ordered
+// group forget what follows of its key, too: what is acked of that is not delivered again after it.
 func (m *Message) Forget() error {
 	switch {
 	case m.in == nil:

@@ -194,6 +194,9 @@ func (gl *groupLead) settled(e *groupEntry, results []byte, err *Error) {
 	}
 	gl.sent = nil // only now: nothing may be written for a group whose last change was not told to it
 	gl.propose()
+	if gl.sent == nil && len(gl.dirty) > 0 {
+		gl.wake() // the loop didn't set its timer by what came meanwhile and may wait
+	}
 }
 
 func (gl *groupLead) answer(e *groupEntry, err *Error) {

@@ -126,3 +126,41 @@ func TestKeysDontWaitForAcksToGather(t *testing.T) {
 		t.Fatalf("%+v", other)
 	}
 }
+
+// TestAcksGatherWhileAnEntryIsInFlight: acks that come while an entry is on its way are committed when their time is
+// over, though nothing happens any more that would wake the leader.
+func TestAcksGatherWhileAnEntryIsInFlight(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	began := time.Now()
+	r := newRig(t, 1)
+	r.clock = func() time.Time { return began.Add(time.Duration(ahead.Load()) * time.Millisecond) }
+	r.open()
+	r.fill(10)
+	d := r.pull("g", "a", 10, 0, group.Options{Mode: group.Shared}).Deliveries[0]
+	var wg sync.WaitGroup
+	var answered atomic.Int64
+	gl := r.p.groups.Load()
+	inFlight := func() bool {
+		gl.mu.Lock()
+		defer gl.mu.Unlock()
+		return gl.sent != nil
+	}
+	r.host.gate.Lock()
+	wg.Go(func() {
+		r.ack("g", "a", group.AckItem{Kind: group.Ack, First: 1, Last: 1, Token: d.Token})
+	})
+	r.until("an entry is in flight", inFlight)
+	r.ackSoon(&wg, &answered, group.Ack, d, 0)
+	r.host.gate.Unlock()
+	r.until("it is committed", func() bool { return !inFlight() })
+	if n := answered.Load(); n != 0 {
+		t.Fatalf("%d answers before the time is over", n)
+	}
+	ahead.Add(ackGatherMS)
+	r.until("answered", func() bool { return answered.Load() == 1 })
+	wg.Wait()
+	if n := r.state("g").Committed; n != 2 {
+		t.Fatalf("committed %d", n)
+	}
+}
