@@ -102,8 +102,9 @@ func (d *Dispatcher) judgeSlot(member string, it *AckItem, at int64, v slot) (re
 	case void:
 		return StaleToken, fmt.Sprintf("a record before offset %d of the same key came back: both are delivered again", at)
 	case settling:
-		// The same answer again, while the first is on its way.
-		if v.token == it.Token && v.member >= 0 && d.has(member, v.member) && v.done == (it.Kind == Ack) && it.Kind != Progress && it.Kind != Return {
+		// The same answer again, while the first is on its way. A record that comes back for another reason, as its time
+		// ran out, is not the one to end: it is delivered again.
+		if v.token == it.Token && v.member >= 0 && d.has(member, v.member) && (it.Kind == Ack && v.done || it.Kind == Nak && !v.done || it.Kind == Term && v.ends) {
 			return "", ""
 		}
 	case ready, waiting:

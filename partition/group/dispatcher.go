@@ -71,6 +71,7 @@ type slot struct {
 	// fresh: this leader has not handed it out. One that held it before the leader changed may still ack it.
 	fresh      bool
 	done       bool   // settling: it was acked
+	ends       bool   // settling: it came back and is dead by that
 	deliveries int32  // the number of this delivery, or of the next one
 	member     int32  // out, void, settling
 	token      uint64 // likewise; of a fresh one the smallest that a delivery by the leader before can have
@@ -394,7 +395,7 @@ func (d *Dispatcher) comeBack(first, last int64, v slot, at int64, term, why str
 	d.release(v.member, last-first+1)
 	d.parked += last - first + 1
 	d.backs.set(first, last, b)
-	d.slots.set(first, last, slot{state: settling, deliveries: b.deliveries, member: v.member, token: v.token, at: at})
+	d.slots.set(first, last, slot{state: settling, ends: b.dead, deliveries: b.deliveries, member: v.member, token: v.token, at: at})
 	if d.keyed != nil {
 		d.keyed.failed(first, last, b.dead)
 	}
