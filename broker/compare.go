@@ -426,7 +426,7 @@ func (k *comparer) act(ctx context.Context, s *slot, p *partition.Partition, d *
 	log.Msg("a replica differs from the majority: it is to be replaced by a fresh one")
 	k.tell(s, n)
 	for _, v := range j.bad {
-		q := condemnation{Shard: s.shard, Replica: v.Replica, From: d.From, To: d.To, State: d.State, Why: d.verdict(v)}
+		q := condemnation{Shard: s.shard, Replica: v.Replica, From: d.From, To: d.To, State: d.State, Version: Version, Why: d.verdict(v)}
 		if d.State == nil {
 			if err := q.Digest.UnmarshalText([]byte(j.good)); err != nil {
 				b.c.Logger.Error().Err(err).Msg("a digest could not be read")

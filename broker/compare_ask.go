@@ -55,7 +55,21 @@ type condemnation struct {
 	From, To int64
 	Digest   partition.Digest
 	State    *partition.StateDigest `json:"state,omitempty"`
+	Version  string                 `json:"version,omitempty"` // of the program that had that state
 }
+
+// stateAnswer is what a replica's state was, and by which program. What a program makes of a log may be mended in the next
+// version: only states that the same one made are compared, or those that are upgraded first would be replaced by their majority's fault.
+type stateAnswer struct {
+	partition.StateDigest
+	Version string `json:"version"` // earlier programs don't say
+}
+
+func (a *stateAnswer) comparable(o *stateAnswer) bool {
+	return a.Version == o.Version && a.Form == o.Form && a.Index == o.Index
+}
+
+var errOtherProgram = &wire.Error{Code: 409, Reason: wire.ReasonBadRequest, Description: "the replica's state is another version's, which can't be compared"}
 
 var errAgrees = &wire.Error{Code: 409, Reason: wire.ReasonBadRequest, Description: "the replica has what the others have"}
 
@@ -111,7 +125,7 @@ func (b *Broker) answerState(_ context.Context, _ mesh.Identity, req []byte) ([]
 	if err != nil {
 		return nil, supplyError(err)
 	}
-	return json.Marshal(d)
+	return json.Marshal(stateAnswer{d, Version})
 }
 
 // answerCondemn believes only the partition's leader, and only what it finds itself, too.
@@ -141,7 +155,9 @@ func (b *Broker) condemn(ctx context.Context, p *partition.Partition, q *condemn
 		switch {
 		case err != nil:
 			return err
-		case d.Form == q.State.Form && d.Differs(*q.State) == "":
+		case !(&stateAnswer{d, Version}).comparable(&stateAnswer{*q.State, q.Version}):
+			return errOtherProgram
+		case d.Differs(*q.State) == "":
 			return errAgrees
 		}
 		p.Condemn(0, 0, q.Why)

@@ -57,20 +57,19 @@ func (k *comparer) statesOnce(ctx context.Context, s *slot, p *partition.Partiti
 		return own, nil, false
 	}
 	votes = []ballot{{Broker: k.b.self(), Replica: s.replica.ID, Digest: stateText(&own)}}
-	for _, a := range others[partition.StateDigest](ctx, k, s, stateWait, subjectState, func(r config.Replica) any {
+	for _, a := range others[stateAnswer](ctx, k, s, stateWait, subjectState, func(r config.Replica) any {
 		return stateQuestion{Shard: s.shard, Replica: r.ID, Index: own.Index}
 	}) {
 		switch {
 		case a.err != nil:
 			k.b.c.Logger.Debug().Err(a.err).Str("topic", s.topic).Int32("partition", s.number).Str("broker", k.b.brokerName(a.replica.Broker)).
 				Msg("the state of a replica was not compared")
-		case a.value.Form != own.Form: // an older or a newer broker's
-		case a.value.Index == own.Index:
+		case a.value.comparable(&stateAnswer{own, Version}): // else an older or a newer broker's
 			if a.value.Chain != own.Chain && a.value.Differs(own) == "" {
 				k.b.c.Logger.Info().Str("topic", s.topic).Int32("partition", s.number).Str("broker", k.b.brokerName(a.replica.Broker)).
 					Msg("replicas have other chains and the same state: one of them is from before there were chains, or their logs differ, which the comparison shows")
 			}
-			votes = append(votes, ballot{Broker: a.replica.Broker, Replica: a.replica.ID, Digest: stateText(&a.value)})
+			votes = append(votes, ballot{Broker: a.replica.Broker, Replica: a.replica.ID, Digest: stateText(&a.value.StateDigest)})
 		}
 	}
 	return own, votes, true
