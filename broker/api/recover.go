@@ -36,6 +36,10 @@ func (h *Handlers) PartitionRecover(ctx context.Context, q wire.RecoverRequest) 
 		})
 		next, index = max(next, s.Next), max(index, s.Index)
 	}
+	if whole := wholeOf(part, left); !part.Moving() && whole > len(part.Replicas)/2 {
+		return wire.PartitionRecovery{}, retriable(409, wire.ReasonUnavailable,
+			"%d of the %d replicas of partition %s/%d are whole and can be reached, which is a majority: it gets a leader by itself, and nothing need be lost; if it gets none, see whether its brokers reach each other", whole, len(part.Replicas), q.Topic, q.Partition)
+	}
 	from, err := chooseSurvivor(c, q, left)
 	if err != nil {
 		return wire.PartitionRecovery{}, err
@@ -123,6 +127,16 @@ func compareSurvivors(part *config.Partition, a, b Survivor) int {
 
 // usable says that a replica can be gone on with without a person's word: it has something, and all of what it once had.
 func usable(s Survivor) bool { return !s.Away && s.Problem == "" && s.Index > 0 }
+
+// wholeOf counts the replicas that vote and have all that they once had.
+func wholeOf(part *config.Partition, left []Survivor) (n int) {
+	for _, s := range left {
+		if usable(s) && slices.ContainsFunc(part.Replicas, func(r config.Replica) bool { return r.ID == s.Replica }) {
+			n++
+		}
+	}
+	return n
+}
 
 // chooseSurvivor picks the replica to go on with, nil for none. left is in order, the best first.
 func chooseSurvivor(c *config.Config, q wire.RecoverRequest, left []Survivor) (*Survivor, error) {
