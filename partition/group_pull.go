@@ -398,6 +398,10 @@ func (p *Partition) ackGroup(ctx context.Context, name, member string, items []g
 			break // what can't be looked at is refused
 		}
 	}
+	// Feeding lets others in: the leadership may have ended, and what was on its way with it.
+	if gl.over != nil {
+		return nil, gl.over
+	}
 	if g.d == nil {
 		return nil, describe(ErrGroupNotFound, "%s: group %s was deleted", p.name, name)
 	}
