@@ -163,12 +163,7 @@ func rewriteJournal(dir directory, entries []entry) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{dir: dir, number: was.number}
-	for _, e := range entries {
-		if n, size := binary.Uvarint(e.payload); e.kind == kindBoot && size > 0 {
-			j.boot = n
-		}
-	}
+	j := &journal{dir: dir, number: was.number, boot: was.boot}
 	f, err := dir.open(journalName+".new", true)
 	if err != nil {
 		return nil, fmt.Errorf("rewrite epoch journal: %w", err)
@@ -183,7 +178,7 @@ func rewriteJournal(dir directory, entries []entry) (*journal, error) {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = j.noteDurably(0) // the new one is shorter
+		err = j.noteDurably(0) // the new one is shorter; and the old one, which may stay, knows of no later start
 	}
 	if err == nil {
 		err = dir.rename(journalName+".new", journalName)
@@ -193,6 +188,11 @@ func rewriteJournal(dir directory, entries []entry) (*journal, error) {
 	}
 	if err == nil {
 		j.f, j.size = f, int64(len(b))
+		for _, e := range entries {
+			if n, size := binary.Uvarint(e.payload); e.kind == kindBoot && size > 0 {
+				j.boot = n
+			}
+		}
 		err = j.noteDurably(j.size)
 	}
 	if err != nil {
