@@ -148,20 +148,29 @@ func (f *forwards) forget(from uint64, subject []byte) {
 // lost answers all that a broker hasn't.
 func (f *forwards) lost(to uint64) {
 	f.mu.Lock()
-	under, kept := f.under[to], f.kept[to]
+	under := f.under[to]
 	delete(f.under, to)
-	delete(f.kept, to)
-	f.mu.Unlock()
-	broken := func() *wire.Error {
-		return &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
-			Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
+	var kept []*kept
+	for id, k := range f.kept[to] {
+		if k.handing { // sendKept answers it once it can
+			k.broke = true
+			continue
+		}
+		kept = append(kept, k)
+		delete(f.kept[to], id)
 	}
+	f.mu.Unlock()
 	for subject, u := range under {
 		for range u.count {
-			f.b.refuse(u.kind, []byte(subject), broken())
+			f.b.refuse(u.kind, []byte(subject), f.broken(to))
 		}
 	}
 	for _, k := range kept {
-		f.failed(k, broken())
+		f.failed(k, f.broken(to))
 	}
+}
+
+func (f *forwards) broken(to uint64) *wire.Error {
+	return &wire.Error{Code: 503, Reason: wire.ReasonUnavailable, Retriable: true, Outcome: wire.OutcomeUnknown,
+		Description: "the link to the partition's leader, broker " + f.b.brokerName(to) + ", broke before it answered"}
 }

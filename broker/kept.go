@@ -35,6 +35,9 @@ type kept struct {
 	again interest.Message // the same with the leader's reply subject
 	token []byte
 
+	handing bool // to the mesh, which reads it: nobody else may answer it. Guarded by forwards.mu, as is broke
+	broke   bool // the link went down meanwhile
+
 	named bool        // it has a message id: it can't be stored twice
 	to    uint64      // who had it last
 	err   *wire.Error // the last refusal
@@ -117,18 +120,37 @@ func (f *forwards) sendKept(to uint64, k *kept) error {
 		return mesh.ErrBusy
 	}
 	under[id] = k
+	k.handing, k.broke = true, false
 	f.mu.Unlock()
-	// Forward has copied it before anybody can answer, and from then on it is who answers that k belongs to.
-	if err := f.b.peers.mesh.Forward(to, k.topic, k.number, &k.again); err != nil {
-		if f.take(to, id) == nil {
-			return nil // the link went down, and it was dealt with
-		}
+	// Forward may wait for room, and may have waited for another link than the one that there was.
+	err := f.b.peers.mesh.Forward(to, k.topic, k.number, &k.again)
+	switch mine, broke := f.handed(to, id, k, err); {
+	case broke:
+		f.failed(k, f.broken(to))
+		return nil
+	case mine:
 		return err
 	}
 	if !f.b.peers.alive(to) {
 		f.lost(to) // the link went down before this was noted
 	}
 	return nil
+}
+
+// handed ends the mesh's reading of k. What was forwarded belongs to who answers it, unless the link broke meanwhile: then the
+// caller does. What the mesh has refused is the caller's again.
+func (f *forwards) handed(to, id uint64, k *kept, err error) (mine, broke bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.kept[to][id] != k {
+		return false, false // it is answered, and may be another one by now
+	}
+	k.handing = false
+	if err == nil && !k.broke {
+		return false, false
+	}
+	delete(f.kept[to], id)
+	return err != nil, err == nil
 }
 
 // take removes what an answer belongs to; nil when it was dealt with.
