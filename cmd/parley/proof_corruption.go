@@ -97,32 +97,31 @@ type corruptionProof struct {
 
 // corruptionResult is what a run prints with -o json.
 type corruptionResult struct {
-	Seed       uint64                    `json:"seed"`
-	Seconds    float64                   `json:"seconds"`
-	Rounds     int                       `json:"rounds"`
-	Count      int                       `json:"corruptions"`
-	Detected   int                       `json:"detected"`
-	Harmless   int                       `json:"harmless"`
-	Missed     int                       `json:"not_detected"`
-	Unclear    int                       `json:"ended_unclearly"`
-	Healed     int                       `json:"healed"`
-	Unhealed   int                       `json:"not_healed"`
-	Uncounted  int                       `json:"uncounted"` // went with a directory that was refused for something else
-	Wiped      int                       `json:"wiped_brokers"`
-	Replaced   int                       `json:"replaced_replicas"`
-	Acked      int64                     `json:"acked"`
-	Read       int64                     `json:"read"`
-	Wrong      int64                     `json:"served_wrong"`
-	Lost       int64                     `json:"lost"`
-	Replicas   int64                     `json:"replicas"`
-	Batches    int64                     `json:"batches"`
-	Different  int64                     `json:"different_replicas"`
-	Failures   []string                  `json:"failures,omitempty"`
-	ByFile     map[string]map[string]int `json:"by_file"`
-	ByDamage   map[string]map[string]int `json:"by_damage"`
-	ByBroker   map[string]map[string]int `json:"by_state_of_the_broker"`
-	HealSlow   float64                   `json:"slowest_healing_seconds"`
-	wipeRounds int
+	Seed      uint64                    `json:"seed"`
+	Seconds   float64                   `json:"seconds"`
+	Rounds    int                       `json:"rounds"`
+	Count     int                       `json:"corruptions"`
+	Detected  int                       `json:"detected"`
+	Harmless  int                       `json:"harmless"`
+	Missed    int                       `json:"not_detected"`
+	Unclear   int                       `json:"ended_unclearly"`
+	Healed    int                       `json:"healed"`
+	Unhealed  int                       `json:"not_healed"`
+	Uncounted int                       `json:"uncounted"` // went with a directory that was refused for something else
+	Wiped     int                       `json:"wiped_brokers"`
+	Replaced  int                       `json:"replaced_replicas"`
+	Acked     int64                     `json:"acked"`
+	Read      int64                     `json:"read"`
+	Wrong     int64                     `json:"served_wrong"`
+	Lost      int64                     `json:"lost"`
+	Replicas  int64                     `json:"replicas"`
+	Batches   int64                     `json:"batches"`
+	Different int64                     `json:"different_replicas"`
+	Failures  []string                  `json:"failures,omitempty"`
+	ByFile    map[string]map[string]int `json:"by_file"`
+	ByDamage  map[string]map[string]int `json:"by_damage"`
+	ByBroker  map[string]map[string]int `json:"by_state_of_the_broker"`
+	HealSlow  float64                   `json:"slowest_healing_seconds"`
 }
 
 func (r *corruptionResult) clean() bool {
