@@ -305,13 +305,30 @@ func (k *keeper) levels(ctx context.Context) map[uint64]uint32 {
 	return upkeep.Known(k.reports(ctx, k.b.epochs.Current()))
 }
 
-// gone asks the council whether a majority of it can't reach a broker.
+// goneAfter is how long the council must have missed a broker before another one may have its name or its address:
+// one that joined a moment ago isn't gone because it has not been reached yet.
+const goneAfter = 2 * time.Second
+
+// gone asks the council whether a majority of it can't reach a broker, again until it has missed it for goneAfter.
 func (k *keeper) gone(ctx context.Context, id uint64) bool {
-	c := k.b.epochs.Current()
-	if k.b.peers.alive(id) {
-		return false
+	for {
+		if k.b.peers.alive(id) {
+			return false
+		}
+		c := k.b.epochs.Current()
+		s := upkeep.Agree(c, k.reports(ctx, c))[id]
+		rest := goneAfter - time.Duration(s.DownMS)*time.Millisecond
+		if !s.Down || rest <= 0 {
+			return s.Down
+		}
+		wait := time.NewTimer(min(rest, goneAfter/10))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return false
+		}
 	}
-	return upkeep.Agree(c, k.reports(ctx, c))[id].Down
 }
 
 // superseded says that another broker has taken this one's name.

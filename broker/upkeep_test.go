@@ -192,8 +192,8 @@ func TestTooManyDead(t *testing.T) {
 	brokertest.Eventually(t, "a council of five", func() bool { return len(status(t, b1).Council) == 5 })
 	settled(t, b1, "b1", 3, 3) // of 15 on five
 	before := held(t, b1)
-	// To be killed takes each its time: all at once they are silent by being cut off. What is left of the difference is less than half
-	// of the time that makes them dead.
+	// To be killed takes each its time: all at once they are silent by being cut off. One may still be noticed at once, as its
+	// connections break, and the other after the mesh's three to four seconds of silence: less than half of the time that makes them dead.
 	for _, m := range c.Brokers[3:] {
 		m.Isolate(true)
 	}

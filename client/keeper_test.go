@@ -19,13 +19,13 @@ func TestAcksUnderWay(t *testing.T) {
 				const n, slow = 100, 300 * time.Millisecond
 				m.slowAcks = slow
 				m.fillKeys("t", 0, n, n, None)
-				handled := 0
+				var handled atomic.Int32
 				s := mustSubscribe(t, ctx, c, "g", func(context.Context, *Message) error {
 					time.Sleep(10 * time.Millisecond)
-					handled++
+					handled.Add(1)
 					return nil
 				}, Mode(mode))
-				eventually(t, ctx, "half", func() (bool, string) { return handled >= n/2, "" })
+				eventually(t, ctx, "half", func() (bool, string) { return handled.Load() >= n/2, "" })
 				if err := s.Commit(ctx); err != nil {
 					t.Fatal(err)
 				}
