@@ -50,7 +50,11 @@ func (p *outflow) charge(now time.Time, n int) {
 
 // wait lets n bytes through in their turn; false when stop closes first.
 func (p *outflow) wait(stop <-chan struct{}, n int) bool {
-	d := p.take(n)
+	return passAfter(stop, p.take(n))
+}
+
+// passAfter waits for d; false when stop closes first.
+func passAfter(stop <-chan struct{}, d time.Duration) bool {
 	if d <= 0 {
 		return true
 	}
@@ -80,17 +84,7 @@ func (p *outflow) admit(stop <-chan struct{}, n int, limit time.Duration) bool {
 	}
 	p.sum += int64(n)
 	p.mu.Unlock()
-	if d <= 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-stop:
-		return false
-	}
+	return passAfter(stop, d)
 }
 
 // late says that admit would refuse at the moment.

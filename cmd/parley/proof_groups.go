@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -113,23 +112,12 @@ func (a *app) proveGroups(ctx context.Context, f *groupsProof) (err error) {
 	if err != nil {
 		return err
 	}
-	brokers, err := newBrokerProcesses(command, dir, 3)
+	brokers, server, stop, err := threeBrokers(ctx, command, dir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, b := range brokers {
-			b.kill()
-		}
-	}()
-	if err := startTogether(ctx, brokers); err != nil {
-		return err
-	}
-	urls := make([]string, len(brokers))
-	for i, b := range brokers {
-		urls[i] = b.url()
-	}
-	r := &rebalance{a: a, f: f, server: strings.Join(urls, ","), account: newHandover(f.partitions), sent: make([]atomic.Int64, f.partitions)}
+	defer stop()
+	r := &rebalance{a: a, f: f, server: server, account: newHandover(f.partitions), sent: make([]atomic.Int64, f.partitions)}
 	r.result.Partitions, r.result.SessionMS = f.partitions, f.session.Milliseconds()
 	if r.c, err = dial(ctx, connection{Server: r.server}, createdLimit); err != nil {
 		return err
@@ -301,11 +289,11 @@ func (r *rebalance) until(ctx context.Context, missing func() string) error {
 
 // watch measures how long records wait while nothing happens.
 func (r *rebalance) watch(ctx context.Context) error {
-	if err := rest(ctx, rebalanceTail); err != nil {
+	if err := sleep(ctx, rebalanceTail); err != nil {
 		return err
 	}
 	from := time.Now()
-	if err := rest(ctx, r.f.steady); err != nil {
+	if err := sleep(ctx, r.f.steady); err != nil {
 		return err
 	}
 	for i := range r.account.parts {
@@ -325,7 +313,7 @@ func (r *rebalance) event(ctx context.Context, what string, moved time.Duration,
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	after := r.account.owners()
-	if err := rest(ctx, rebalanceTail); err != nil {
+	if err := sleep(ctx, rebalanceTail); err != nil {
 		return err
 	}
 	unmoved := max(noGap, time.Duration(2*r.result.SteadyMS*float64(time.Millisecond)))

@@ -109,23 +109,12 @@ func (a *app) provePartitions(ctx context.Context, f *partitionsProof) (err erro
 	if err != nil {
 		return err
 	}
-	brokers, err := newBrokerProcesses(command, dir, 3)
+	brokers, server, stop, err := threeBrokers(ctx, command, dir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, b := range brokers {
-			b.kill()
-		}
-	}()
-	if err := startTogether(ctx, brokers); err != nil {
-		return err
-	}
-	urls := make([]string, len(brokers))
-	for i, b := range brokers {
-		urls[i] = b.url()
-	}
-	c, err := dial(ctx, connection{Server: strings.Join(urls, ",")}, createdLimit)
+	defer stop()
+	c, err := dial(ctx, connection{Server: server}, createdLimit)
 	if err != nil {
 		return err
 	}
@@ -150,6 +139,27 @@ func (a *app) provePartitions(ctx context.Context, f *partitionsProof) (err erro
 		return a.printJSON(&r)
 	}
 	return r.print(a)
+}
+
+// threeBrokers starts a cluster of three processes. stop kills them, and is called whatever becomes of the proof.
+func threeBrokers(ctx context.Context, command []string, dir string) (brokers []*brokerProcess, server string, stop func(), err error) {
+	if brokers, err = newBrokerProcesses(command, dir, 3); err != nil {
+		return nil, "", nil, err
+	}
+	stop = func() {
+		for _, b := range brokers {
+			b.kill()
+		}
+	}
+	if err := startTogether(ctx, brokers); err != nil {
+		stop()
+		return nil, "", nil, err
+	}
+	urls := make([]string, len(brokers))
+	for i, b := range brokers {
+		urls[i] = b.url()
+	}
+	return brokers, strings.Join(urls, ","), stop, nil
 }
 
 func startTogether(ctx context.Context, brokers []*brokerProcess) error {
@@ -244,7 +254,7 @@ func (p *brokerProcess) leads(ctx context.Context) (n int) {
 }
 
 func (r *partitionsResult) idle(ctx context.Context, brokers []*brokerProcess, f *partitionsProof) error {
-	if err := rest(ctx, f.settle); err != nil {
+	if err := sleep(ctx, f.settle); err != nil {
 		return err
 	}
 	terms := func() (n int64) {
@@ -260,7 +270,7 @@ func (r *partitionsResult) idle(ctx context.Context, brokers []*brokerProcess, f
 	for i, b := range brokers {
 		before[i] = cpuSeconds(b)
 	}
-	if err := rest(ctx, f.idle); err != nil {
+	if err := sleep(ctx, f.idle); err != nil {
 		return err
 	}
 	span := time.Since(begin).Seconds()
@@ -273,17 +283,6 @@ func (r *partitionsResult) idle(ctx context.Context, brokers []*brokerProcess, f
 	}
 	r.IdleTerms = terms() - elections
 	return nil
-}
-
-func rest(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // elect kills a broker, waits until the others lead everything, and brings it back.
