@@ -29,18 +29,22 @@ func lastLines(text string) string {
 	return strings.Join(lines[max(0, len(lines)-3):], "\n")
 }
 
+// withoutItsOnly is what is said where a directory has lost its only file of a kind, so that nobody can tell the file's name.
+var withoutItsOnly = map[string]string{
+	"epoch-journal": "its epochs directory",
+	"raft-journal":  "there is no segment beside it",
+}
+
 // named finds the corruption whose file a text names first.
 func named(all []*corruption, text string) (first *corruption) {
-	for _, exact := range []bool{true, false} {
+	for _, exact := range []bool{false, true} { // what can't name its file may name another one that is whole
 		where := len(text)
 		for _, c := range all {
 			name := c.file.path
 			if !exact {
-				// A directory that has lost its only file is named itself.
-				if c.size > 0 || c.file.kind.name != "epoch-journal" {
+				if name = withoutItsOnly[c.file.kind.name]; c.size > 0 || name == "" {
 					continue
 				}
-				name = "its epochs directory"
 			}
 			if at := strings.Index(text, name); c.outcome == "" && at >= 0 && at < where {
 				first, where = c, at

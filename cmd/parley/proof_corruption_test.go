@@ -93,10 +93,11 @@ func TestNamedFile(t *testing.T) {
 	t.Parallel()
 	file := func(name string) *storedFile { return &storedFile{kind: &fileKind{name: name}, path: "/d/" + name} }
 	all := []*corruption{{file: file("a"), size: 5}, {file: file("b"), size: 5, outcome: outcomeRefused}, {file: file("epoch-journal"), size: -1},
-		{file: file("c"), size: -1}}
+		{file: file("c"), size: -1}, {file: file("raft-journal"), size: -1}, {file: file("JOURNAL"), size: 5}}
 	for text, want := range map[string]*corruption{
 		"open /d/a: damaged": all[0], "open /d/b: damaged": nil, "/d/c is missing, and there is /d/a": all[3], "nothing in particular": nil,
-		"data directory /d holds logs, but its epochs directory is empty": all[2],
+		"data directory /d holds logs, but its epochs directory is empty":                     all[2],
+		"/d/JOURNAL at offset 0: there is no segment beside it, though every journal has one": all[4], "/d/JOURNAL at offset 0: it isn't one": all[5],
 	} {
 		if got := named(all, text); got != want {
 			t.Errorf("%q: %v", text, got)
