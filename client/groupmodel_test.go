@@ -353,7 +353,7 @@ func (g *modelGroup) ack(m *model, q *wire.GroupAckRequest, now time.Time) reply
 		}
 		for o := it.First; o <= it.Last; o++ {
 			d := g.out[o]
-			if d == nil || d.token != it.Token || d.member != q.Member || now.After(d.until) && it.Kind != wire.AckDone {
+			if d == nil || d.token != it.Token || d.member != q.Member || now.After(d.until) { // as the dispatcher, which looks at the clock first
 				if !g.acked[o] || it.Kind != wire.AckDone {
 					refused = true
 				}

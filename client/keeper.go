@@ -16,10 +16,6 @@ import (
 // gather anyway.
 const ackEvery = 2 * time.Millisecond
 
-// maxAckRequests of a partition are under way in a key-ordered group: an ack frees its key for the next record as soon as the
-// leader has it, and is answered when it is committed.
-const maxAckRequests = 8
-
 // endPatience bounds the last commit or acks of a tenure: what isn't known then is delivered again.
 const endPatience = 5 * time.Second
 
@@ -245,18 +241,17 @@ type ackAnswer struct {
 	refused, err error
 }
 
-// keepDeliveries sends acks, and extends what is in hand.
+// keepDeliveries sends acks, and extends what is in hand. One request is under way at a time, and what is settled meanwhile
+// gathers: of two the second could come first, or alone, and then a key's records come again after later ones of it.
 func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 	s := t.s
-	most := 1 // what is settled meanwhile gathers
-	if s.cfg.group.Mode == wire.ModeKeyOrdered {
-		most = maxAckRequests
-	}
+	// At the leader, too, acks may gather; not those of a key-ordered group, whose next request tells which keys are free.
+	gather := s.cfg.group.Mode != wire.ModeKeyOrdered
 	var pending []wire.GroupAckItem // to be sent, or sent again
-	answers := make(chan ackAnswer, most)
-	under := 0 // requests
-	var requests sync.WaitGroup
-	defer requests.Wait()
+	answers := make(chan ackAnswer, 1)
+	under := false // a request
+	var request sync.WaitGroup
+	defer request.Wait()
 	var flushes []chan error
 	flushing := false  // what the flushes wait for is under way: nothing follows it
 	var last time.Time // acks
@@ -293,26 +288,25 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 			}
 			gap = max(gap, retryAt.Sub(now))
 			switch {
-			case flushing || under == most:
+			case under:
 			case gap > 0:
 				wait = min(wait, gap)
 			default:
 				t.touched.Store(false)
 				pending = t.settledItems(pending)
 				last = now
-				for under < most && len(pending) > 0 {
-					n := min(len(pending), wire.MaxAckItems)
+				if n := min(len(pending), wire.MaxAckItems); n > 0 {
 					items := slices.Clone(pending[:n])
 					pending = append(pending[:0], pending[n:]...)
-					under++
-					requests.Go(func() {
-						again, late, err := t.ack(items, !hurry)
+					under = true
+					request.Go(func() {
+						again, late, err := t.ack(items, gather && !hurry)
 						answers <- ackAnswer{items, again, late, err}
 					})
 				}
 				flushing = len(flushes) > 0 && len(pending) == 0
 			}
-			if under == 0 && len(pending) == 0 && (len(flushes) == 0 || flushing) {
+			if !under && len(pending) == 0 && (len(flushes) == 0 || flushing) {
 				answer(flushes, refused)
 				flushes, refused, flushing = nil, nil, false
 				if !until.IsZero() && !t.touched.Load() {
@@ -334,7 +328,7 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 		if pause := retryAt.Sub(now); pause > 0 {
 			wake, wait = nil, min(wait, pause) // it is no reason to hurry
 		}
-		if under == most {
+		if under {
 			wake = nil
 		}
 		timer.Reset(max(wait, 0))
@@ -342,7 +336,7 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 		case <-wake:
 		case <-timer.C:
 		case a := <-answers:
-			under--
+			under = false
 			if a.err != nil {
 				tries++
 				retryAt = time.Now().Add(backoff(tries - 1))
