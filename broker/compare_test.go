@@ -20,8 +20,18 @@ import (
 // onlyAsked compares replicas only when a test asks for it.
 func onlyAsked(c *broker.Config) { c.CompareEvery, c.CompareRate = -1, -1 }
 
-// compare has the replicas of a topic's partition 0 compared, and returns what came of it.
-func compare(t *testing.T, c *brokertest.Cluster, topic string) wire.PartitionComparison {
+// compare has the replicas of a topic's partition 0 compared, until all of them were there, and returns what came of it.
+func compare(t *testing.T, c *brokertest.Cluster, topic string) (out wire.PartitionComparison) {
+	t.Helper()
+	brokertest.Eventually(t, "a comparison of all replicas", func() bool {
+		out = comparison(t, c, topic)
+		return out.Result != "incomplete"
+	})
+	return out
+}
+
+// comparison is compare with the replicas that are there.
+func comparison(t *testing.T, c *brokertest.Cluster, topic string) wire.PartitionComparison {
 	t.Helper()
 	h := c.Running()[0].API()
 	q := wire.PartitionRequest{Topic: topic}

@@ -17,7 +17,8 @@ import (
 //
 // # The end of a tenure
 //
-//  1. No more records are fetched, and nothing more is begun: what wasn't goes back.
+//  1. No more records are fetched, and nothing more is begun: what wasn't goes back. Only gaps below what was
+//     handled are filled, where a position is committed.
 //  2. Handlers at work are waited for, DrainTimeout at most; then their contexts end. (Of a
 //     lost partition they have ended at once.)
 //  3. OnRevoked is called.
@@ -147,8 +148,9 @@ func (c *claim) hold(t *tenure) {
 	} else {
 		t.fetching()
 	}
-	s.crew.retire(t)
+	s.crew.finish(t)
 	c.drain(t)
+	s.crew.retire(t)
 	if f := s.cfg.onRevoked; f != nil {
 		f(s.handling, t.lease, t.lost.Load())
 	}
@@ -181,6 +183,7 @@ func (c *claim) drain(t *tenure) {
 			s.c.cfg.log("handlers took too long to give a partition back", "topic", s.topic, "partition", c.partition,
 				"group", s.group, "limit", s.cfg.drainTimeout)
 		}
+		s.crew.retire(t)
 		s.interrupt(t, func(*Message) bool { return true }, ErrLost)
 		if s.shared() && !s.worked() {
 			t.giveUp()

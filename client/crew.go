@@ -34,6 +34,7 @@ type deck struct {
 	queue   []*parcel
 	redo    []*Message // before the queue
 	limbo   []*Message // Unordered: to be tried again later
+	highest int64      // offset that was taken
 	strands []strand   // PerKey
 	open    *strand    // strands that are ready, a list
 	last    *strand
@@ -83,7 +84,7 @@ func (cr *crew) add(p *parcel) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
 	t := p.t
-	if t.retired.Load() {
+	if t.over() {
 		t.discard(p.messages)
 		return
 	}
@@ -188,7 +189,11 @@ func (cr *crew) take(run []*Message, limit int) (t *tenure, st *strand, _ []*Mes
 			continue
 		}
 		if st, run = t.next(run, limit); len(run) == 0 {
+			cr.enqueue(t) // an emptied strand: there may be others
 			continue
+		}
+		for _, m := range run {
+			t.deck.highest = max(t.deck.highest, m.Offset)
 		}
 		if t.s.worked() {
 			t.deck.working++
@@ -303,9 +308,11 @@ func (cr *crew) again(t *tenure, st *strand, failed, rest []*Message, delay time
 		atomic.StoreUint32(&m.state, stateWaiting)
 	}
 	d := &t.deck
-	if t.retired.Load() {
+	if t.over() {
+		// The position can't pass the failed ones: what lies beyond them comes again anyway.
 		t.discardAll(failed)
 		t.discardAll(rest)
+		cr.keepBelow(t, failed[0].Offset)
 		return
 	}
 	if st == nil && d.strands != nil {
@@ -329,7 +336,7 @@ func (cr *crew) again(t *tenure, st *strand, failed, rest []*Message, delay time
 		cr.mu.Lock()
 		defer cr.mu.Unlock()
 		switch {
-		case t.retired.Load():
+		case t.over():
 			return
 		case st != nil:
 			st.parked--
@@ -366,23 +373,7 @@ func (cr *crew) withhold(t *tenure, key []byte) {
 	if t.deck.strands == nil || t.retired.Load() {
 		return
 	}
-	st := t.strandOfKey(key)
-	var kept, last *Message
-	for m := st.first; m != nil; {
-		after := m.after
-		m.after = nil
-		if !t.sendBack(m, key) {
-			if last == nil {
-				kept = m
-			} else {
-				last.after = m
-			}
-			last = m
-		}
-		m = after
-	}
-	// A strand that became empty stays listed: who takes it finds nothing.
-	st.first, st.last = kept, last
+	t.strandOfKey(key).cut(func(m *Message) bool { return t.sendBack(m, key) })
 }
 
 // sendBack gives m back if it has the key, and says whether it has.
@@ -398,6 +389,76 @@ func (t *tenure) sendBack(m *Message, key []byte) bool {
 	}
 	return true
 }
+
+// finish begins the end of a tenure that is still ours. Of an exclusive group a position is committed, and strands and runs
+// leave gaps below what was handled. They are filled, or all beyond the first would be handled again by the next
+// member, out of order for those who have seen it. What lies higher isn't begun.
+func (cr *crew) finish(t *tenure) {
+	s := t.s
+	if s.shared() || !s.worked() || s.cfg.order == PerPartition || s.cfg.manualCommit || s.stopped.Load() {
+		cr.retire(t)
+		return
+	}
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	d := &t.deck
+	t.finishing.Store(true)
+	below := d.highest + 1
+	for _, m := range d.limbo { // they wait for long, maybe
+		below = min(below, m.Offset)
+	}
+	for i := range d.strands {
+		if st := &d.strands[i]; st.parked > 0 && st.first != nil {
+			below = min(below, st.first.Offset)
+		}
+	}
+	cr.keepBelow(t, below)
+}
+
+// keepBelow gives back what was not begun at that offset and beyond, and what waits to be tried again. cr.mu is held.
+func (cr *crew) keepBelow(t *tenure, offset int64) {
+	d := &t.deck
+	high := func(m *Message) bool {
+		if m.Offset >= offset {
+			t.discardOne(m)
+			return true
+		}
+		return false
+	}
+	t.discardAll(d.limbo)
+	d.limbo = nil
+	d.redo = slices.DeleteFunc(d.redo, high)
+	for _, p := range d.queue { // they stay in it: who takes them finds that they are not to begin
+		for i := p.taken; i < len(p.messages); i++ {
+			high(&p.messages[i])
+		}
+	}
+	for i := range d.strands {
+		d.strands[i].cut(high)
+	}
+}
+
+// cut takes messages out. A strand that became empty stays listed: who takes it finds nothing. crew.mu is held.
+func (st *strand) cut(out func(*Message) bool) {
+	var first, last *Message
+	for m := st.first; m != nil; {
+		after := m.after
+		m.after = nil
+		if !out(m) {
+			if last == nil {
+				first = m
+			} else {
+				last.after = m
+			}
+			last = m
+		}
+		m = after
+	}
+	st.first, st.last = first, last
+}
+
+// over: no records come any more, and nothing is tried again.
+func (t *tenure) over() bool { return t.retired.Load() || t.finishing.Load() }
 
 // retire takes a tenure out: nothing of it begins any more, and what hasn't is given back.
 func (cr *crew) retire(t *tenure) {

@@ -21,16 +21,17 @@ const endPatience = 5 * time.Second
 
 // keep tells the partition's leader what was handled and keeps the lease, or the deliveries, alive. It ends after finish.
 func (t *tenure) keep(finish <-chan struct{}) {
+	var err error // of the last commit, or acks: all that was handled is in them
 	if t.s.shared() {
-		t.keepDeliveries(finish)
+		err = t.keepDeliveries(finish)
 	} else {
-		t.keepLease(finish)
+		err = t.keepLease(finish)
 	}
 	t.mu.Lock()
 	flushes := t.flushes
 	t.flushes, t.kept = nil, true
 	t.mu.Unlock()
-	answer(flushes, ErrLost)
+	answer(flushes, err)
 }
 
 func (t *tenure) renewed(at time.Time) { t.renewedAt.Store(int64(at.Sub(t.s.start))) }
@@ -83,7 +84,7 @@ func (t *tenure) position() int64 {
 }
 
 // keepLease commits the position while it moves, and renews the lease when it doesn't.
-func (t *tenure) keepLease(finish <-chan struct{}) {
+func (t *tenure) keepLease(finish <-chan struct{}) error {
 	s := t.s
 	committed, position := t.lease.Next, t.lease.Next
 	var last time.Time // commit
@@ -94,7 +95,7 @@ func (t *tenure) keepLease(finish <-chan struct{}) {
 	for {
 		if t.lost.Load() {
 			answer(flushes, ErrLost)
-			return
+			return ErrLost
 		}
 		t.mu.Lock()
 		flushes = append(flushes, t.flushes...)
@@ -155,8 +156,7 @@ func (t *tenure) keepLease(finish <-chan struct{}) {
 		case <-wake:
 		case <-timer.C:
 		case <-finish:
-			t.finishLease(committed, flushes)
-			return
+			return t.finishLease(committed, flushes)
 		}
 	}
 }
@@ -167,20 +167,21 @@ func answer(flushes []chan error, err error) {
 	}
 }
 
-// finishLease commits once more and gives the lease back.
-func (t *tenure) finishLease(committed int64, flushes []chan error) {
+// finishLease commits once more and gives the lease back. It returns what to say to those who want a commit later.
+func (t *tenure) finishLease(committed int64, flushes []chan error) error {
 	at := int64(-1)
 	t.mu.Lock()
 	flushes = append(flushes, t.flushes...)
 	t.flushes = nil
 	t.mu.Unlock()
-	if !t.s.cfg.manualCommit || len(flushes) > 0 {
+	commits := !t.s.cfg.manualCommit || len(flushes) > 0
+	if commits {
 		if at = t.position(); at <= committed {
 			at = -1
 		}
 	}
 	until := time.Now().Add(endPatience)
-	var err error
+	var err error = ErrLost
 	for n := 0; !t.lost.Load() && t.sinceRenewal() < t.s.session(); n++ {
 		if err = t.commit(at, true); err == nil || time.Now().After(until) {
 			break
@@ -189,10 +190,11 @@ func (t *tenure) finishLease(committed int64, flushes []chan error) {
 			break
 		}
 	}
-	if err == nil && t.lost.Load() {
-		err = ErrLost
-	}
 	answer(flushes, err)
+	if !commits {
+		return ErrLost
+	}
+	return err
 }
 
 // commit commits a position; -1: none. A lease that is lost ends the tenure.
@@ -243,7 +245,7 @@ type ackAnswer struct {
 
 // keepDeliveries sends acks, and extends what is in hand. One request is under way at a time, and what is settled meanwhile
 // gathers: of two the second could come first, or alone, and then a key's records come again after later ones of it.
-func (t *tenure) keepDeliveries(finish <-chan struct{}) {
+func (t *tenure) keepDeliveries(finish <-chan struct{}) error {
 	s := t.s
 	// At the leader, too, acks may gather; not those of a key-ordered group, whose next request tells which keys are free.
 	gather := s.cfg.group.Mode != wire.ModeKeyOrdered
@@ -265,7 +267,7 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 	for {
 		if t.lost.Load() {
 			answer(flushes, ErrLost)
-			return
+			return ErrLost
 		}
 		if !flushing {
 			t.mu.Lock()
@@ -310,15 +312,16 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) {
 				answer(flushes, refused)
 				flushes, refused, flushing = nil, nil, false
 				if !until.IsZero() && !t.touched.Load() {
-					return
+					return nil
 				}
 				if !until.IsZero() || t.touched.Load() {
 					wait = min(wait, ackEvery)
 				}
 			}
 			if !until.IsZero() && now.After(until) {
-				answer(flushes, errors.New("acks could not be sent"))
-				return
+				err := errors.New("acks could not be sent")
+				answer(flushes, err)
+				return err
 			}
 			if !until.IsZero() {
 				wait = min(wait, time.Until(until)+time.Millisecond)

@@ -48,6 +48,7 @@ type Subscription struct {
 	closing  chan struct{}
 	closer   sync.Once
 	done     chan struct{}
+	stopped  atomic.Bool // a record failed that nothing may follow
 
 	count counts
 

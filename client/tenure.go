@@ -27,9 +27,10 @@ type tenure struct {
 	room  chan struct{} // for who gets records; capacity 1
 	quiet chan struct{} // for who waits until nothing is in hand; capacity 1
 
-	retired atomic.Bool // nothing begins any more
-	lost    atomic.Bool // it is somebody else's
-	touched atomic.Bool // something was settled that the keeper hasn't looked at
+	finishing atomic.Bool // nothing begins any more but what fills gaps, see crew.finish
+	retired   atomic.Bool // nothing begins any more
+	lost      atomic.Bool // it is somebody else's
+	touched   atomic.Bool // something was settled that the keeper hasn't looked at
 
 	unsettled atomic.Int64  // records that came and are not settled
 	waiting   atomic.Int64  // of them, not begun
@@ -118,7 +119,7 @@ func (t *tenure) touch() {
 
 // settledSome tells who waits for the end.
 func (t *tenure) settledSome() {
-	if t.retired.Load() {
+	if t.over() {
 		nudge(t.quiet)
 	}
 }

@@ -136,7 +136,7 @@ func (w *worker) enter(now time.Time) (*Message, context.Context) {
 // mayBegin marks m as begun, or gives it back, or drops it when it has expired.
 func (t *tenure) mayBegin(m *Message, now time.Time) bool {
 	switch {
-	case t.retired.Load() || t.lost.Load():
+	case t.retired.Load() || t.lost.Load() || t.s.stopped.Load():
 		t.discardOne(m)
 	case t.s.shared() && m.in.expired(now):
 		_ = m.settle(stateVoid) // or it is already
@@ -319,6 +319,7 @@ func (t *tenure) retry(m *Message, delay time.Duration, err error) (wait time.Du
 	s.failure(m, err)
 	switch {
 	case s.cfg.stopOnFailure && tried >= max(s.cfg.maxDeliveries, 1):
+		s.stopped.Store(true)
 		_ = m.settle(stateVoid)
 		s.fail(fmt.Errorf("handle %s/%d, offset %d: %w", m.Topic, m.Partition, m.Offset, err))
 		return 0, false

@@ -95,6 +95,12 @@ func (p *Partition) leadGroups(l *leadership) {
 	gl.mu.Lock()
 	gl.table.mu.RLock()
 	for _, name := range gl.table.s.Names() {
+		if l, ok := gl.table.s.Lease(name); ok {
+			// Its holder may have been told by the leader before that it has it for a session.
+			o, _ := gl.table.s.Options(name)
+			g := gl.get(name)
+			g.lease, g.handledFrom = leaseTime{token: l.Token, deadline: gl.began + o.SessionMS}, l.Floor
+		}
 		if _, ok := gl.table.s.AnchorOptions(name); ok {
 			g := gl.get(name)
 			g.c = group.NewCoordinator(gl.table.s, name, gl.began)

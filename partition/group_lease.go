@@ -25,9 +25,8 @@ func (p *Partition) checkGeneration(name string, generation uint64) *Error {
 	return nil
 }
 
-// leaseOf returns the lease as the log has it, and how long it lasts. A lease that this leader has not seen granted or
-// renewed goes on for one session from the beginning of its term: its holder may have been
-// told so by the leader before. mu is held.
+// leaseOf returns the lease as the log has it, and how long it lasts. One that this leader doesn't know was granted just
+// now, and its outcome is still to come: it begins. mu is held.
 func (gl *groupLead) leaseOf(g *ledGroup, session int64) (l group.LeaseStatus, known bool) {
 	gl.table.mu.RLock()
 	l, known = gl.table.s.Lease(g.name)
@@ -36,7 +35,7 @@ func (gl *groupLead) leaseOf(g *ledGroup, session int64) (l group.LeaseStatus, k
 		g.handledFrom = l.Floor
 	}
 	if known && g.lease.token != l.Token {
-		g.lease.token, g.lease.deadline = l.Token, gl.began+session
+		g.lease.token, g.lease.deadline = l.Token, gl.p.now()+session
 	}
 	return l, known
 }

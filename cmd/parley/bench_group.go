@@ -31,9 +31,6 @@ func (f *benchFlags) groupMode() client.SubscribeOption {
 // groupIdle is how long a measurement waits for more records.
 const groupIdle = 5 * time.Second
 
-// groupCommits is how often a member commits anew after it lost partitions.
-const groupCommits = 10
-
 // groupLoad measures how fast a group handles what is in a topic: --records of all members together. The
 // time begins with the first record and ends when everything is committed or acked.
 func (a *app) groupLoad(ctx context.Context, f *benchFlags, topic string) (benchResult, error) {
@@ -63,24 +60,13 @@ func (a *app) groupLoad(ctx context.Context, f *benchFlags, topic string) (bench
 		if err := m.awaitGroup(ctx, s, topic); err != nil || ctx.Err() != nil {
 			return err
 		}
-		return commitAll(ctx, s)
+		return s.Commit(ctx)
 	})
 	result := m.result()
 	if ctx.Err() != nil {
 		err = nil
 	}
 	return result, err
-}
-
-// commitAll commits what a member handled. What went to another member meanwhile, as partitions do when the second one of a
-// measurement joins, is that one's to commit; what is left is this one's.
-func commitAll(ctx context.Context, s *client.Subscription) (err error) {
-	for range groupCommits {
-		if err = s.Commit(ctx); !errors.Is(err, client.ErrLost) {
-			return err
-		}
-	}
-	return err
 }
 
 // begun begins the measurement with the first record.

@@ -77,16 +77,46 @@ func newBrokerProcess(command []string, dir string) (*brokerProcess, error) {
 const (
 	lowPort  = 10_000
 	highPort = 32_000
-	lowTries = 100
+	lowTries = 1000
 )
 
-func listenLow() (l net.Listener, err error) {
+// givenPorts are those that this process has given to brokers, whether they run now or not: none gets another's.
+var givenPorts sync.Map
+
+func listenLow() (net.Listener, error) {
+	low, high := portsBelow(dialPorts())
+	err := errors.New("all that were tried are in use")
 	for range lowTries {
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowPort+rand.IntN(highPort-lowPort))); err == nil {
+		port := low + rand.IntN(high-low)
+		if _, other := givenPorts.LoadOrStore(port, true); other {
+			continue
+		}
+		l, e := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if e == nil {
 			return l, nil
 		}
+		err = e
 	}
 	return nil, err
+}
+
+// portsBelow is where to look for ports when those for dialling begin at first.
+func portsBelow(first int) (low, high int) {
+	if first < lowPort+(highPort-lowPort)/4 {
+		return lowPort, highPort // there are too few of them: it has to be by luck
+	}
+	return lowPort, min(highPort, first)
+}
+
+// dialPorts is the lowest port that the kernel gives to whoever dials; the usual one where it isn't known.
+func dialPorts() int {
+	first := highPort
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		if _, err := fmt.Sscan(string(b), &first); err != nil {
+			return highPort
+		}
+	}
+	return first
 }
 
 // newBrokerProcesses makes brokers b1, b2, … that form a cluster, in folders of dir.
