@@ -2,7 +2,6 @@ package partition
 
 import (
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/parleymq/parley/partition/group"
@@ -30,10 +29,17 @@ const (
 // all the time. Of those that failed each has its turn, however many there are.
 type graves struct {
 	of    *group.Dispatcher
-	stuck map[int64]string // those that could not be written, and why
-	from  int64            // from which on the next of them are tried
+	stuck map[int64]setAside // those that could not be written, which the dispatcher has set aside
+	start int64              // of the log: below it none is stuck
+	from  int64              // from which on the next of them are tried
 	fresh buryClock
 	again buryClock
+}
+
+// setAside is what is known of a letter that could not be written.
+type setAside struct {
+	why   string // the newest failure
+	since time.Time
 }
 
 // buryClock says when to try.
@@ -104,7 +110,7 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 	}
 	v := &g.graves
 	if v.of != d {
-		*v = graves{of: d, stuck: map[int64]string{}}
+		*v = graves{of: d, stuck: map[int64]setAside{}, start: gl.start}
 	}
 	v.trim(gl.start)
 	g.problem = v.problem()
@@ -145,7 +151,7 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 	if gl.l.ctx.Err() != nil {
 		return 0, false // what failed says nothing of the letters
 	}
-	v.tried(failed, written, again, p.now())
+	v.tried(failed, written, again, p.now(), p.c.Clock())
 	if again {
 		for _, f := range failed {
 			last = max(last, f.last)
@@ -164,10 +170,9 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 // next returns the dead letters to try now, and whether they have failed before; else how long there is nothing to do,
 // 0 until something happens.
 func (v *graves) next(now int64) (dead []group.DeadLetter, again bool, wait time.Duration) {
-	isStuck := func(o int64) bool { _, ok := v.stuck[o]; return ok }
 	if len(v.stuck) > 0 && v.again.at <= now {
-		if dead = v.of.Dead(nil, v.from, buryRecords, isStuck); len(dead) == 0 {
-			dead = v.of.Dead(nil, 0, buryRecords, isStuck)
+		if dead = v.of.Aside(nil, v.from, buryRecords); len(dead) == 0 {
+			dead = v.of.Aside(nil, 0, buryRecords)
 		}
 		if len(dead) > 0 {
 			return dead, true, 0
@@ -175,8 +180,7 @@ func (v *graves) next(now int64) (dead []group.DeadLetter, again bool, wait time
 		clear(v.stuck)
 	}
 	if room := buryStuck - len(v.stuck); room > 0 && v.fresh.at <= now {
-		dead = v.of.Dead(nil, 0, int64(min(room, buryRecords)), func(o int64) bool { return !isStuck(o) })
-		if len(dead) > 0 {
+		if dead = v.of.Dead(nil, int64(min(room, buryRecords))); len(dead) > 0 {
 			return dead, false, 0
 		}
 	}
@@ -190,6 +194,10 @@ func (v *graves) next(now int64) (dead []group.DeadLetter, again bool, wait time
 
 // trim forgets what retention took.
 func (v *graves) trim(start int64) {
+	if start <= v.start {
+		return
+	}
+	v.start = start
 	for o := range v.stuck {
 		if o < start {
 			delete(v.stuck, o)
@@ -198,22 +206,27 @@ func (v *graves) trim(start int64) {
 }
 
 // tried takes in what became of letters.
-func (v *graves) tried(failed []unburied, written int, again bool, now int64) {
+func (v *graves) tried(failed []unburied, written int, again bool, now int64, clock time.Time) {
 	for _, f := range failed {
 		text := f.err.Error()
 		text = text[:min(len(text), buryText)]
 		for o := f.first; o <= f.last; o++ {
-			v.stuck[o] = text
+			since := clock
+			if old, ok := v.stuck[o]; ok {
+				since = old.since
+			}
+			v.stuck[o] = setAside{text, since}
 		}
+		v.of.SetAside(f.first, f.last)
 	}
-	clock := &v.fresh
+	next := &v.fresh
 	if again {
-		clock = &v.again
+		next = &v.again
 	}
 	if written == 0 && len(failed) > 0 {
-		clock.failed(now)
+		next.failed(now)
 	} else {
-		*clock = buryClock{}
+		*next = buryClock{}
 	}
 	switch {
 	case len(v.stuck) == 0:
@@ -225,22 +238,25 @@ func (v *graves) tried(failed []unburied, written int, again bool, now int64) {
 
 // problem says for people what can't be written.
 func (v *graves) problem() string {
-	if len(v.stuck) == 0 {
+	first, ok := v.of.FirstAside()
+	if !ok {
 		return ""
 	}
-	first := int64(math.MaxInt64)
-	for o := range v.stuck {
-		first = min(first, o)
-	}
-	text := fmt.Sprintf("the dead letter of offset %d can't be written and is kept: %s", first, v.stuck[first])
+	x := v.stuck[first]
+	text := fmt.Sprintf("the dead letter of offset %d can't be written since %s and is kept: %s", first, clockText(x.since), x.why)
 	switch n := len(v.stuck); {
 	case n >= buryStuck:
 		text += fmt.Sprintf("; %d dead letters can't be, the others wait for them", n)
 	case n > 1:
 		text += fmt.Sprintf("; %d dead letters can't be", n)
 	}
-	return text
+	return text + "; " + buryAdvice
 }
+
+// buryAdvice is what people can do.
+const buryAdvice = "it is tried again until the dead-letter topic takes it: see to that topic"
+
+func clockText(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // unburied are dead records that could not be brought to the dead-letter topic.
 type unburied struct {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/parleymq/parley/partition/group"
 )
@@ -63,7 +64,7 @@ func TestUnwritableDeadLettersHoldUpNoOther(t *testing.T) {
 		return func() bool {
 			st := r.state("g")
 			return st.DeadPending == 6 && int64(st.DeadLetters) == dead-6 && st.Committed == 0 && st.Lag == 6 &&
-				strings.Contains(st.Problem, "offset 0 is too large") && strings.Contains(st.Problem, "6 dead letters")
+				strings.Contains(st.Problem, "offset 0 can't be written since ") && strings.Contains(st.Problem, "offset 0 is too large") && strings.Contains(st.Problem, "6 dead letters")
 		}
 	}
 	r.until("only the unwritable are left", stuck(200))
@@ -106,7 +107,7 @@ func TestGravesOfATopicThatTakesNothing(t *testing.T) {
 	gl := r.p.groups.Load()
 	gl.mu.Lock()
 	defer gl.mu.Unlock()
-	v := &graves{of: gl.led["g"].d, stuck: map[int64]string{}}
+	v := &graves{of: gl.led["g"].d, stuck: map[int64]setAside{}}
 	tried := map[int64]int{}
 	now, calls := int64(1), 0
 	for ; now < 2*3600_000; calls++ {
@@ -125,7 +126,7 @@ func TestGravesOfATopicThatTakesNothing(t *testing.T) {
 				tried[o]++
 			}
 		}
-		v.tried(failed, 0, again, now)
+		v.tried(failed, 0, again, now, time.UnixMilli(now))
 		if again {
 			v.from = dead[len(dead)-1].Last + 1
 		}

@@ -26,34 +26,49 @@ type DeadLetter struct {
 	Reason      string
 }
 
-// Dead appends dead records to dst, at most so many: the oldest from offset from on that pass.
-func (d *Dispatcher) Dead(dst []DeadLetter, from, most int64, pass func(offset int64) bool) []DeadLetter {
-	d.dead.all(func(r runOf[struct{}]) bool {
-		if r.last < from {
-			return true
+// Dead records are in one of two books, so that to look for some costs what is found, however many others there
+// are: dead are those that nobody has tried to bury, or may try with others; aside those that failed.
+
+// Dead appends dead records that are not set aside to dst, the oldest, at most so many.
+func (d *Dispatcher) Dead(dst []DeadLetter, most int64) []DeadLetter {
+	return d.letters(dst, &d.dead, 0, most)
+}
+
+// Aside appends dead records that are set aside to dst, the oldest from offset from on, at most so many.
+func (d *Dispatcher) Aside(dst []DeadLetter, from, most int64) []DeadLetter {
+	return d.letters(dst, &d.aside, from, most)
+}
+
+func (d *Dispatcher) letters(dst []DeadLetter, book *runs[struct{}], from, most int64) []DeadLetter {
+	for most > 0 {
+		r, ok := book.next(from)
+		if !ok {
+			break
 		}
-		d.eachSlot(max(r.first, from), r.last, func(first, last int64, v slot) {
-			if v.state != dead {
-				return
-			}
-			open := false
-			for o := first; o <= last && most > 0; o++ {
-				switch n := len(dst) - 1; {
-				case !pass(o):
-					open = false
-				case open:
-					dst[n].Last = o
-					most--
-				default:
-					dst = append(dst, DeadLetter{First: o, Last: o, Deliveries: v.deliveries, Reason: v.reason})
-					open = true
-					most--
-				}
-			}
+		first := max(r.first, from)
+		from = min(r.last, first+most-1) + 1
+		most -= from - first
+		d.eachSlot(first, from-1, func(first, last int64, v slot) {
+			dst = append(dst, DeadLetter{First: first, Last: last, Deliveries: v.deliveries, Reason: v.reason})
 		})
-		return most > 0
-	})
+	}
 	return dst
+}
+
+// SetAside says that dead records could not be brought to the dead-letter topic: Aside has them from now on.
+func (d *Dispatcher) SetAside(first, last int64) {
+	d.eachSlot(first, last, func(first, last int64, v slot) {
+		if v.state == dead {
+			d.dead.clear(first, last)
+			d.aside.set(first, last, struct{}{})
+		}
+	})
+}
+
+// FirstAside is the oldest record that is set aside.
+func (d *Dispatcher) FirstAside() (offset int64, ok bool) {
+	r, ok := d.aside.next(0)
+	return r.first, ok
 }
 
 // Buried says that dead records are in the dead-letter topic: the next entry counts them as handled.
@@ -62,8 +77,14 @@ func (d *Dispatcher) Buried(first, last int64) {
 		if v.state != dead {
 			return
 		}
-		d.dead.clear(first, last)
+		d.unbury(first, last)
 		d.slots.set(first, last, slot{state: settling, done: true, member: -1, deliveries: v.deliveries})
 		d.acks.set(first, last, struct{}{})
 	})
+}
+
+// unbury takes records out of the books of the dead.
+func (d *Dispatcher) unbury(first, last int64) {
+	d.dead.clear(first, last)
+	d.aside.clear(first, last)
 }

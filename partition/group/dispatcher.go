@@ -40,6 +40,7 @@ type Dispatcher struct {
 	out     int64 // records out, and void
 	parked  int64 // records that came back and wait, or are settling
 	dead    runs[struct{}]
+	aside   runs[struct{}] // dead, and could not be buried
 
 	acks, acksSent   runs[struct{}]
 	backs, backsSent runs[backing]
@@ -184,7 +185,7 @@ func (d *Dispatcher) forget(first, last int64, v slot) {
 	case out, void:
 		d.release(v.member, n)
 	case dead:
-		d.dead.clear(first, last)
+		d.unbury(first, last)
 	case settling, waiting, ready:
 		if v.state == settling {
 			d.unname(v.member, n)
@@ -538,10 +539,10 @@ func (d *Dispatcher) Available() bool {
 
 // Figures returns what is pending: with members, on its way back, dead, and what was counted.
 func (d *Dispatcher) Figures() (pending, redelivering, deadLetters int64, c Counters) {
-	return d.out, max(0, d.parked), d.dead.covered, d.counters
+	return d.out, max(0, d.parked), d.dead.covered + d.aside.covered, d.counters
 }
 
 // Idle tells that nothing is out, on its way or to be committed: what this dispatcher knows is in the log.
 func (d *Dispatcher) Idle() bool {
-	return d.out == 0 && d.parked == 0 && d.dead.count == 0 && !d.Changed() && d.acksSent.count == 0 && d.backsSent.count == 0
+	return d.out == 0 && d.parked == 0 && d.dead.count == 0 && d.aside.count == 0 && !d.Changed() && d.acksSent.count == 0 && d.backsSent.count == 0
 }

@@ -375,7 +375,7 @@ func TestWhatCameBackGoesOutAlone(t *testing.T) {
 	say(Nak, 0, 0, 3, "") // the third time: dead
 	take()
 	commit(4)
-	if dead := d.Dead(nil, 0, 9, func(int64) bool { return true }); len(dead) != 1 || dead[0].Deliveries != 3 {
+	if dead := d.Dead(nil, 9); len(dead) != 1 || dead[0].Deliveries != 3 {
 		t.Fatalf("%+v", dead)
 	}
 	take(Delivery{1, 2, 1, 4}) // not counted against them

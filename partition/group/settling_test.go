@@ -71,7 +71,7 @@ func TestSecondAnswer(t *testing.T) {
 							}
 							d, _ = NewDispatcher(s, "g", 2, 10*ackWait, 10*ackWait)
 							feed()
-							dead := len(d.Dead(nil, 1, 1, func(off int64) bool { return off == 1 })) == 1
+							dead := len(d.Dead(nil, 1)) == 1
 							done := s.groups["g"].isDone(1, 1)
 							again := false
 							for _, v := range d.Take(nil, "b", 2, 1000*ackWait) {

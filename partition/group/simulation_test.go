@@ -48,7 +48,7 @@ type simEntry struct {
 	answers []*simAnswer
 }
 
-// simAnswer is an ack that was taken and is answered when its entry is committed.
+// simAnswer is an ack, or an end, that was taken and is answered when its entry is committed.
 type simAnswer struct {
 	m     *simMember
 	item  AckItem
@@ -59,6 +59,7 @@ type simRecord struct {
 	off        int64
 	deliveries []*simDelivery
 	ackedBy    *simDelivery // answered
+	endedBy    *simDelivery // likewise: never again
 	dead       bool         // buried, committed
 	cameBack   int          // event number when it last came back to this leader
 	buried     int
@@ -233,6 +234,9 @@ func (w *world) delivered(m *simMember, off int64, v Delivery) {
 	if r.ackedBy != nil || r.dead {
 		w.find("offset %d was delivered to %s after its ack was answered", off, m.id)
 	}
+	if y := r.endedBy; y != nil {
+		w.find("offset %d was delivered to %s after %s was told that it is ended, under token %d", off, m.id, y.m.id, y.token)
+	}
 	for _, y := range r.deliveries {
 		if y.token > x.token || y.token == x.token && !y.returned {
 			w.find("offset %d was delivered with token %d after token %d", off, x.token, y.token)
@@ -350,6 +354,12 @@ func (w *world) say(m *simMember, it AckItem) {
 	m.sent = append(m.sent, it)
 	w.d.Advance(w.next)
 	sent := it
+	if v, ok := w.d.slots.get(it.First); ok && w.mutant == "end of what comes back" && it.Kind == Term &&
+		v.state == settling && !v.done && v.token == it.Token && w.d.has(m.id, v.member) {
+		it.Last = it.First
+		w.taken(m, it, true) // as it was once: the record's time ran out, and the entry that says so is under way
+		return
+	}
 	if w.mutant == "old token accepted" {
 		if v, ok := w.d.slots.get(it.First); ok && v.state == out {
 			sent.Token = v.token
@@ -406,9 +416,9 @@ func (w *world) taken(m *simMember, it AckItem, ok bool) {
 		m.hand = slices.DeleteFunc(m.hand, func(x *simDelivery) bool { return x.answered && w.rng.IntN(2) == 0 })
 		return
 	}
-	if it.Kind == Ack {
+	if it.Kind == Ack || it.Kind == Term {
 		w.waiting = append(w.waiting, a)
-		if w.mutant == "ack lost on failover" {
+		if w.mutant == "ack lost on failover" && it.Kind == Ack {
 			w.tell(a)
 		}
 	}
@@ -474,10 +484,17 @@ func (w *world) markVoid(r *simRecord) {
 
 var kinds = map[AckKind]string{Ack: "ack", Nak: "nak", Progress: "progress", Term: "term", Return: "return"}
 
-// tell answers an ack.
+// tell answers an ack, or an end.
 func (w *world) tell(a *simAnswer) {
 	for _, x := range a.parts {
-		if r := x.rec; r.ackedBy != nil && r.ackedBy != x {
+		if r := x.rec; a.item.Kind == Term {
+			if r.ackedBy != nil {
+				w.find("offset %d: its ack was answered, and its end by %s under token %d", r.off, x.m.id, x.token)
+			}
+			r.endedBy = x
+		} else if r.endedBy != nil {
+			w.find("offset %d: its end was answered, and its ack by %s under token %d", r.off, x.m.id, x.token)
+		} else if r.ackedBy != nil && r.ackedBy != x {
 			w.find("offset %d: ack of %s under token %d was answered, and that of %s under %d", r.off, r.ackedBy.m.id, r.ackedBy.token, x.m.id, x.token)
 		} else {
 			r.ackedBy = x
@@ -513,7 +530,11 @@ func (w *world) commit() {
 }
 
 func (w *world) buryDead() {
-	for _, x := range w.d.Dead(nil, 0, 5, func(int64) bool { return true }) {
+	dead := w.d.Dead(nil, 5)
+	if w.rng.IntN(2) == 0 {
+		dead = w.d.Aside(dead[:0], 0, 5)
+	}
+	for _, x := range dead {
 		for off := x.First; off <= x.Last; off++ {
 			r := w.records[off]
 			if r.ackedBy != nil {
@@ -524,6 +545,8 @@ func (w *world) buryDead() {
 		}
 		if w.rng.IntN(3) > 0 || w.calm {
 			w.d.Buried(x.First, x.Last)
+		} else {
+			w.d.SetAside(x.First, x.Last)
 		}
 	}
 }
@@ -663,6 +686,7 @@ func TestSimulation(t *testing.T) {
 func TestSimulationCatchesMutants(t *testing.T) {
 	for mutant, mode := range map[string]Mode{
 		"old token accepted": Shared, "ack lost on failover": Shared, "key lock dropped": KeyOrdered,
+		"end of what comes back": Shared,
 	} {
 		t.Run(mutant, func(t *testing.T) {
 			for seed := range uint64(200) {
