@@ -40,6 +40,7 @@ func (a *app) brokerProcessCommand() *cobra.Command {
 			c.Logger = zerolog.New(out).Level(parsed).With().Timestamp().Logger()
 			// A demo fits on any disk that it starts on.
 			c.FreeSpaceFloor = -1
+			c.OnFatal = func(error) { os.Exit(exitFailed) } // it has logged why; dragonboat would panic next
 			b, err := broker.Start(cmd.Context(), c)
 			if err != nil {
 				return err
