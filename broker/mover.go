@@ -45,6 +45,10 @@ const (
 	moveStep = 3 * time.Second
 	// moveAgain is the pause after a step that failed.
 	moveAgain = 500 * time.Millisecond
+	// moveCut is from how many stored bytes on the Raft log is cut before a replica is added, and moveCutWait for how long
+	// that is waited for. Below, the entries are soon sent.
+	moveCut     = 4 << 20
+	moveCutWait = 10 * time.Second
 	// stepsAtOnce bounds the steps under way, of all partitions.
 	stepsAtOnce = 16
 )
@@ -62,6 +66,7 @@ type move struct {
 	since   time.Time // of last's phase
 	began   time.Time // of the move, as this leader knows it
 	copying int       // replicas that catch up
+	cutFor  uint64    // the replica before whose addition the log was cut
 	failed  string    // why the last step failed
 }
 
@@ -171,6 +176,7 @@ func (s *slot) copies(b *Broker) int {
 
 // advance takes one step and reports whether it did something.
 func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, room bool) (took bool, err error) {
+	running := ctx
 	ctx, cancel := context.WithTimeout(ctx, moveStep)
 	defer cancel()
 	b := k.b
@@ -225,6 +231,9 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 	case stepWait:
 		return false, nil
 	case stepAdd:
+		if k.shorten(running, s, p, st.replica) {
+			return true, nil // the epoch and the members are looked at again
+		}
 		address := ""
 		if at := c.Broker(st.replica.Broker); at != nil {
 			address = at.Addresses.Raft
@@ -246,6 +255,30 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 	b.c.Logger.Info().Str("topic", s.topic).Int32("partition", s.number).Uint64("epoch", c.Epoch).Stringer("step", st.kind).
 		Uint64("replica", st.replica.ID).Str("on", b.brokerName(st.replica.Broker)).Msg("partition moves")
 	return true, nil
+}
+
+// shorten has the Raft log forget its beginning before a replica is added, once for each, and reports whether it was tried. A
+// log that still has all its entries would hand them to the newcomer one by one: at no rate that could be set, written twice by it,
+// and through the queues that publishes go through. Behind a cut it gets a list and fetches what is listed (docs/adr/0180). When
+// it can't be done the move goes on as it is.
+func (k *movers) shorten(ctx context.Context, s *slot, p *partition.Partition, r config.Replica) bool {
+	log, ok := p.Log().(replication.Cutting)
+	if !ok || p.Status().Bytes < moveCut {
+		return false
+	}
+	s.move.mu.Lock()
+	tried := s.move.cutFor == r.ID
+	s.move.cutFor = r.ID
+	s.move.mu.Unlock()
+	if tried {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, moveCutWait)
+	defer cancel()
+	if _, err := log.Shorten(ctx); err != nil && ctx.Err() == nil {
+		k.b.c.Logger.Debug().Err(err).Str("topic", s.topic).Int32("partition", s.number).Msg("the Raft log was not cut before a replica is added, which will get all its entries")
+	}
+	return true
 }
 
 // find returns a slot's topic and partition in an epoch, or nil.

@@ -187,6 +187,7 @@ func (r *restore) took(i int, replica uint64, data []byte) (bad, local error) {
 		return nil, nil
 	}
 	s, p := &r.f.spans[i], r.have[i]
+	size := len(data)
 	var chunks []storage.Chunk
 	var marks []storage.IndexEntry
 	for len(data) > 0 {
@@ -232,6 +233,9 @@ func (r *restore) took(i int, replica uint64, data []byte) (bad, local error) {
 		return nil, err
 	}
 	r.have[i] = p
+	// A checkpoint's round follows what is copied as it follows what is published: a copy as long as the tick of rounds would
+	// leave hundreds of megabytes to one fsync, and acks of the same disk behind it.
+	r.m.checkpoints.Note(size)
 	return nil, nil
 }
 

@@ -211,6 +211,10 @@ type Cutting interface {
 	// start of the replica on at the latest: whoever joins later gets a snapshot, and never
 	// the entries. For a state that the entries alone don't lead to.
 	Cut(ctx context.Context) error
+
+	// Shorten does so too, at once, and keeps a few of the newest entries for followers that lag a little. It does
+	// nothing where entries are missing already: whoever joins gets a snapshot then. It reports whether it cut.
+	Shorten(ctx context.Context) (cut bool, err error)
 }
 
 // Holding is a Log that can say whether everything that it holds was applied.

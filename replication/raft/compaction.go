@@ -194,6 +194,63 @@ func (c *cuts) request(p *replica, retain uint64, halt <-chan struct{}) error {
 	}
 }
 
+const (
+	// shortenKeep is how many entries Shorten keeps at most: a follower that lacks one fewer gets the entries, not a snapshot.
+	shortenKeep = 1024
+	// shortenLook is how often Shorten looks whether they are gone: dragonboat removes them after it has reported the cut.
+	shortenLook = 5 * time.Millisecond
+)
+
+// Shorten implements replication.Cutting.
+func (p *replica) Shorten(ctx context.Context) (cut bool, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("shorten log %d: %w", p.Shard, err)
+		}
+	}()
+	first, last, err := p.span()
+	if err != nil || first > 1 {
+		return false, err
+	}
+	if !p.cutting.CompareAndSwap(false, true) {
+		return false, errors.New("it is being cut already")
+	}
+	defer p.cutting.Store(false)
+	m := p.machine
+	bytes := m.bytes.Swap(0)
+	m.count.Store(0)
+	m.seed.Store(0)
+	p.h.cuts.total.Add(-bytes)
+	halt, unhook := p.h.whileRunning(ctx)
+	defer unhook()
+	if err := p.h.cuts.request(p, min(last/2, shortenKeep), halt); err != nil {
+		return false, err
+	}
+	look := time.NewTicker(shortenLook)
+	defer look.Stop()
+	for first == 1 {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		if first, _, err = p.span(); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// span is the first and the last entry of the log.
+func (p *replica) span() (first, last uint64, err error) {
+	r, err := p.h.nh.GetLogReader(p.Shard)
+	if err != nil {
+		return 0, 0, sentinel(err)
+	}
+	first, last = r.GetRange()
+	return first, last, nil
+}
+
 // Cut implements replication.Cutting.
 func (p *replica) Cut(ctx context.Context) error {
 	halt, unhook := p.h.whileRunning(ctx)
