@@ -83,6 +83,31 @@ func TestMoveCopies(t *testing.T) {
 	whole(t, c, "t", 90)
 }
 
+// TestMoveOfWholeLog: where the Raft log still has all its entries a new replica doesn't get them one by one, at whatever rate Raft
+// sends them: it fetches what the partition holds, at the rate of copies.
+func TestMoveOfWholeLog(t *testing.T) {
+	t.Parallel()
+	c := brokertest.StartCluster(t, 4, quickTrash, unkept, func(c *broker.Config) { c.CopyRate = 2 * copyRate })
+	createOn(t, c, "t", "b1", "b2", "b3")
+	bytes := fill(t, c.Brokers[0], "t", 90)
+	begin := time.Now()
+	c.Move("t", 0, "b1", "b2", "b4")
+	c.Moved("t")
+	took := time.Since(begin)
+	if fetched := figure(t, c.Member("b4"), "parley_catchup_fetched_bytes_total"); fetched < bytes*9/10 {
+		t.Errorf("%d bytes were fetched of %d: the others came as entries", fetched, bytes)
+	}
+	most := int64(0) // that one broker sent
+	for _, name := range []string{"b1", "b2", "b3"} {
+		most = max(most, figure(t, c.Member(name), "parley_copied_bytes_total"))
+	}
+	if least := time.Duration(most-1<<20) * time.Second / (2 * copyRate); took < least {
+		t.Errorf("one broker sent %d bytes in %v, less than %v: the rate does not hold", most, took, least)
+	}
+	clean(t, c, "t")
+	whole(t, c, "t", 90)
+}
+
 // TestMoveCopyGivenUp: a move gets another target while its copy is under way: the copy ends at once, and its data goes.
 func TestMoveCopyGivenUp(t *testing.T) {
 	t.Parallel()

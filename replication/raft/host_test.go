@@ -76,6 +76,35 @@ func TestLogIsCut(t *testing.T) {
 	}
 }
 
+// TestLogIsShortened: a log that has all its entries is cut, but for a few, and is left alone from then on.
+func TestLogIsShortened(t *testing.T) {
+	t.Parallel()
+	h := mustHost(t, testConfig(t.TempDir()))
+	l := mustLead(t, h, discard{})
+	for range 40 {
+		mustPropose(t, l, "some bytes")
+	}
+	p := l.(*replica)
+	if first, last, err := p.span(); err != nil || first != 1 || last < 40 {
+		t.Fatalf("the log is from %d to %d (%v), want from 1 on", first, last, err)
+	}
+	if cut, err := p.Shorten(t.Context()); err != nil || !cut {
+		t.Fatalf("shorten: %v, %v, want true", cut, err)
+	}
+	first, last, err := p.span()
+	if err != nil || first == 1 || last-first < last/2-1 {
+		t.Errorf("the log is from %d to %d (%v), want its newer half", first, last, err)
+	}
+	cuts := h.Figures()["cuts"]
+	if cut, err := p.Shorten(t.Context()); err != nil || cut {
+		t.Errorf("shorten again: %v, %v, want false: whoever joins gets a snapshot already", cut, err)
+	}
+	if again, _, err := p.span(); err != nil || again != first || h.Figures()["cuts"] != cuts {
+		t.Errorf("the log begins at %d after that (%v), want %d", again, err, first)
+	}
+	mustPropose(t, l, "more")
+}
+
 // Many logs that fill slowly are cut when all together are long.
 func TestLogsAreCutTogether(t *testing.T) {
 	t.Parallel()
