@@ -4,35 +4,69 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
 	"github.com/parleymq/parley/client/wire"
 )
 
-// TestTwoOperators: two operators move one partition at the same moment, by the same broker and by two. The later epoch holds, its
-// operator is told what it replaced, the history has both, and of the other move nothing is left.
+// TestTwoOperators: two operators move one partition at the same moment, by the same broker and by two, or when a replica that the other one
+// wants is about to be promoted. The later epoch holds, its operator is told what it replaced, the history has both, and of the other move
+// nothing is left.
 func TestTwoOperators(t *testing.T) {
 	t.Parallel()
-	c := brokertest.StartCluster(t, 4, quickTrash, unkept)
+	var hook atomic.Pointer[func(step string)]
+	c := brokertest.StartCluster(t, 4, quickTrash, unkept, func(c *broker.Config) {
+		c.OnMoveStep = func(_ string, _ int32, step string) {
+			if h := hook.Load(); h != nil {
+				(*h)(step)
+			}
+		}
+	})
 	createOn(t, c, "t", "b1", "b2", "b3")
 	load := brokertest.StartLoad(t, c.URLs(), "t", 2)
 	load.More(50)
 	for _, round := range []struct {
 		asked [2]string // brokers
 		to    [2][]string
+		at    string // step of the first one's move, before which the second one comes; "": at once
 	}{
-		{[2]string{"b1", "b3"}, [2][]string{{"b1", "b2", "b4"}, {"b4", "b2", "b3"}}},
-		{[2]string{"b2", "b2"}, [2][]string{{"b3", "b1", "b2"}, {"b4", "b1", "b3"}}},
-		{[2]string{"b3", "b4"}, [2][]string{{"b2", "b3", "b4"}, {"b2", "b3", "b4"}}},
+		{[2]string{"b1", "b3"}, [2][]string{{"b1", "b2", "b4"}, {"b4", "b2", "b3"}}, ""},
+		{[2]string{"b2", "b2"}, [2][]string{{"b3", "b1", "b2"}, {"b4", "b1", "b3"}}, ""},
+		{[2]string{"b3", "b4"}, [2][]string{{"b2", "b3", "b4"}, {"b2", "b3", "b4"}}, ""},
+		{[2]string{"b2", "b4"}, [2][]string{{"b2", "b3", "b1"}, {"b2", "b4", "b3"}}, "promote"},
 	} {
 		before := c.Partition("t", 0)
 		var res [2]wire.PartitionChange
 		var errs [2]error
 		var asking sync.WaitGroup
+		there, asked := make(chan struct{}), make(chan struct{})
+		if round.at == "" {
+			close(there)
+		} else {
+			once := func(step string) {
+				if step == round.at {
+					hook.Store(nil)
+					close(there)
+					<-asked
+				}
+			}
+			hook.Store(&once)
+		}
 		for i := range res {
 			api := c.Member(round.asked[i]).API()
 			asking.Go(func() {
+				if i == 1 {
+					defer close(asked)
+					select {
+					case <-there:
+					case <-time.After(brokertest.Wait):
+						t.Errorf("no step %s was taken", round.at)
+					}
+				}
 				res[i], errs[i] = api.PartitionMove(t.Context(), wire.MoveRequest{Topic: "t", To: round.to[i]})
 			})
 		}
