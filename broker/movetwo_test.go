@@ -14,7 +14,7 @@ import (
 )
 
 // TestTwoOperators: two operators move one partition at the same moment, by the same broker and by two, or when a replica that the other one
-// wants is about to be promoted. The later epoch holds, its operator is told what it replaced, the history has both, and of the other move
+// wants is about to be added. The later epoch holds, its operator is told what it replaced, the history has both, and of the other move
 // nothing is left.
 func TestTwoOperators(t *testing.T) {
 	t.Parallel()
@@ -37,7 +37,7 @@ func TestTwoOperators(t *testing.T) {
 		{[2]string{"b1", "b3"}, [2][]string{{"b1", "b2", "b4"}, {"b4", "b2", "b3"}}, ""},
 		{[2]string{"b2", "b2"}, [2][]string{{"b3", "b1", "b2"}, {"b4", "b1", "b3"}}, ""},
 		{[2]string{"b3", "b4"}, [2][]string{{"b2", "b3", "b4"}, {"b2", "b3", "b4"}}, ""},
-		{[2]string{"b2", "b4"}, [2][]string{{"b2", "b3", "b1"}, {"b2", "b4", "b3"}}, "promote"},
+		{[2]string{"b2", "b4"}, [2][]string{{"b2", "b3", "b1"}, {"b2", "b4", "b3"}}, "add"},
 	} {
 		before := c.Partition("t", 0)
 		var res [2]wire.PartitionChange
