@@ -117,17 +117,18 @@ func (h *Handlers) PartitionMove(ctx context.Context, q wire.MoveRequest) (wire.
 	if len(q.To) > 0 {
 		res.Leader = q.To[0]
 	}
+	var topic uint64
+	var ids []uint64
 	c, err := h.Store.Propose(ctx, func(next *config.Config) error {
 		t, err := findPartition(next, q.Topic, q.Partition)
 		if err != nil {
 			return err
 		}
 		p := &t.Partitions[q.Partition]
-		ids, err := h.targets(next, p, q)
-		if err != nil {
+		if ids, err = h.targets(next, p, q); err != nil {
 			return err
 		}
-		res.Detail = ""
+		topic, res.Detail = t.ID, ""
 		if p.Moving() {
 			res.Detail = fmt.Sprintf("it replaces the move to %s, which was under way", upkeep.Names(next, brokersIn(p.Target)))
 		}
@@ -150,6 +151,13 @@ func (h *Handlers) PartitionMove(ctx context.Context, q wire.MoveRequest) (wire.
 	}
 	if err != nil {
 		return wire.PartitionChange{}, h.undecided(err)
+	}
+	// Requests of the same moment share an epoch, which then has what the last one of them wants.
+	if t := c.Topic(q.Topic); t != nil && t.ID == topic && int(q.Partition) < len(t.Partitions) {
+		if has := brokersIn(t.Partitions[q.Partition].Wanted()); !slices.Equal(has, ids) {
+			return wire.PartitionChange{}, failf(409, wire.ReasonBadRequest, "another request of the same moment has partition %s/%d move to %s (epoch %d): ask again to have it on %s instead",
+				q.Topic, q.Partition, upkeep.Names(c, has), c.Epoch, strings.Join(q.To, ","))
+		}
 	}
 	res.Epoch = c.Epoch
 	h.carried(ctx, c.Epoch)
