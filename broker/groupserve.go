@@ -239,55 +239,50 @@ func (c *groupCall) pull() error {
 	who := puller{c.part, q.Group, q.Member}
 	if q.Stop {
 		c.b.groups.waits.stop(who)
-		return c.answerPull(nil, nil)
+		return c.answerPull(nil)
 	}
-	r := group.Pull{Group: q.Group, Member: q.Member, MaxMessages: q.MaxMessages, MaxBytes: q.MaxBytes, Options: o}
-	if served, err := c.pullNow(&r); served || err != nil {
-		return err
+	// Whoever waits holds no buffer, and counts only while what came is read and sent.
+	ctx, done := c.ctx, func() {}
+	if q.WaitMS = min(q.WaitMS, wire.MaxFetchWaitMS); q.WaitMS > 0 {
+		ctx, done = c.b.groups.waits.begin(c.ctx, who)
 	}
-	if q.WaitMS <= 0 {
-		return c.answerPull(nil, nil)
-	}
-	// Whoever waits holds no buffer: what comes then is taken in one of its own.
-	r.WaitMS = min(q.WaitMS, wire.MaxFetchWaitMS)
-	ctx, done := c.b.groups.waits.begin(c.ctx, who)
 	defer done()
-	p, b, err := c.part.PullGroup(ctx, r, nil)
+	var f *pullBuffer
+	defer func() {
+		if f != nil {
+			f.put()
+			<-c.b.fetchRoom
+		}
+	}()
+	r := group.Pull{Group: q.Group, Member: q.Member, MaxMessages: q.MaxMessages, MaxBytes: q.MaxBytes, WaitMS: q.WaitMS, Options: o}
+	p, b, err := c.part.PullGroupInto(ctx, r, func(ctx context.Context) ([]byte, error) {
+		select {
+		case c.b.fetchRoom <- struct{}{}:
+			f = pullBuffers.Get().(*pullBuffer)
+			return f.b[:pullHead], nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	})
 	if err != nil && (ctx.Err() == nil || c.ctx.Err() != nil) {
 		return err
 	}
-	return c.answerPull(p.Deliveries, b) // with nothing, when the member takes no more
-}
-
-func (c *groupCall) answerPull(d []group.Delivery, batches []byte) error {
-	head := appendPulled(make([]byte, 4, 4+64), d)
-	binary.BigEndian.PutUint32(head, uint32(len(head)-4))
-	c.b.router.Route(&interest.Message{Subject: c.reply, Payload: append(head, batches...)}, nil)
-	c.b.metrics.pulled(d, len(batches))
-	return nil
-}
-
-// pullNow answers when there is something already, or when nothing is to be waited for.
-func (c *groupCall) pullNow(r *group.Pull) (served bool, err error) {
-	select {
-	case c.b.fetchRoom <- struct{}{}:
-		defer func() { <-c.b.fetchRoom }()
-	case <-c.ctx.Done():
-		return false, c.ctx.Err()
-	}
-	f := pullBuffers.Get().(*pullBuffer)
-	defer f.put()
-	p, b, err := c.part.PullGroup(c.ctx, *r, f.b[:pullHead])
-	if err != nil {
-		return false, err
-	}
-	if len(p.Deliveries) == 0 {
-		return false, nil
+	if err != nil || len(p.Deliveries) == 0 {
+		return c.answerPull(nil) // the member takes no more, or there is nothing
 	}
 	f.m.Subject, f.m.Payload = c.reply, framePulled(b, p.Deliveries)
 	c.b.router.Route(&f.m, nil)
 	c.b.metrics.pulled(p.Deliveries, len(b)-pullHead)
-	return true, nil
+	return nil
+}
+
+// answerPull answers without records.
+func (c *groupCall) answerPull(d []group.Delivery) error {
+	head := appendPulled(make([]byte, 4, 4+64), d)
+	binary.BigEndian.PutUint32(head, uint32(len(head)-4))
+	c.b.router.Route(&interest.Message{Subject: c.reply, Payload: head}, nil)
+	c.b.metrics.pulled(d, 0)
+	return nil
 }
 
 // framePulled puts the head right before the batches, which begin at b[pullHead].

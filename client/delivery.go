@@ -97,7 +97,9 @@ func (p *parcel) settled(waiting bool) {
 	if waiting {
 		t.begun()
 	}
-	t.unsettled.Add(-1)
+	if t.unsettled.Add(-1) == 0 && t.s.cfg.group.Mode == wire.ModeKeyOrdered {
+		nudge(t.wake) // the keeper waits for more no longer
+	}
 	if p.left.Add(-1) == 0 {
 		t.parcelDone(p)
 	}

@@ -16,6 +16,11 @@ import (
 // gather anyway.
 const ackEvery = 2 * time.Millisecond
 
+// ackGather is how long acks of a key-ordered group gather at most, while there is more in hand. A request frees its keys once
+// it is committed, and the next one has to wait for that: with the first of a run's acks in one request and the rest in the
+// next, most keys would be locked for two rounds.
+const ackGather = 10 * time.Millisecond
+
 // endPatience bounds the last commit or acks of a tenure: what isn't known then is delivered again.
 const endPatience = 5 * time.Second
 
@@ -255,8 +260,10 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) error {
 	var request sync.WaitGroup
 	defer request.Wait()
 	var flushes []chan error
-	flushing := false  // what the flushes wait for is under way: nothing follows it
-	var last time.Time // acks
+	flushing := false       // what the flushes wait for is under way: nothing follows it
+	var last time.Time      // acks
+	var since time.Time     // something is settled that was not sent
+	var round time.Duration // of the last request
 	extended := time.Now()
 	var refused error // of what the flushes wait for
 	timer := time.NewTimer(0)
@@ -285,6 +292,14 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) error {
 		hurry := len(flushes) > 0 || !until.IsZero()
 		if t.touched.Load() || len(pending) > 0 || hurry {
 			gap := ackEvery - now.Sub(last)
+			if !gather {
+				if since.IsZero() {
+					since = now
+				}
+				if gap = 0; t.unsettled.Load() > 0 {
+					gap = min(max(round/2, ackEvery), ackGather) - now.Sub(since)
+				}
+			}
 			if hurry && tries == 0 {
 				gap = 0
 			}
@@ -296,7 +311,7 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) error {
 			default:
 				t.touched.Store(false)
 				pending = t.settledItems(pending)
-				last = now
+				last, since = now, time.Time{}
 				if n := min(len(pending), wire.MaxAckItems); n > 0 {
 					items := slices.Clone(pending[:n])
 					pending = append(pending[:0], pending[n:]...)
@@ -339,7 +354,7 @@ func (t *tenure) keepDeliveries(finish <-chan struct{}) error {
 		case <-wake:
 		case <-timer.C:
 		case a := <-answers:
-			under = false
+			under, round = false, time.Since(last)
 			if a.err != nil {
 				tries++
 				retryAt = time.Now().Add(backoff(tries - 1))

@@ -270,14 +270,14 @@ func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (l
 	for _, x := range dead {
 		var bad error
 		at := x.First // what is below is read
-		err := p.m.batchesFrom(x.First, p.name, func(b record.Batch) bool {
+		err := p.m.batchesFrom(x.First, p.name, func(b record.Batch) (more, shared bool) {
 			if b.BaseOffset() > x.Last {
-				return false
+				return false, false
 			}
 			b = append(record.Batch(nil), b...) // the tail's memory is not ours to keep
 			var it record.Iterator
 			if bad = it.Reset(b, record.DefaultLimits); bad != nil {
-				return false
+				return false, false
 			}
 			for it.Next() {
 				r := it.Record()
@@ -285,7 +285,7 @@ func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (l
 					continue
 				}
 				if bytes += r.Size(); bytes > buryBytes && len(letters) > 0 {
-					return false
+					return false, false
 				}
 				c := *r
 				c.Headers = append([]record.Header(nil), r.Headers...)
@@ -296,7 +296,7 @@ func (p *Partition) deadLetters(name, target string, dead []group.DeadLetter) (l
 				at = r.Offset + 1
 			}
 			bad = it.Err()
-			return bad == nil
+			return bad == nil, false
 		})
 		switch {
 		case bytes > buryBytes:

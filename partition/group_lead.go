@@ -224,6 +224,7 @@ func (gl *groupLead) run() {
 				gl.failWaiters(g, gl.over)
 			}
 			gl.mu.Unlock()
+			gl.p.m.shelf.clear()
 			return
 		}
 	}

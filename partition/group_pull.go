@@ -28,14 +28,24 @@ type pullWaiter struct {
 // offset; only the records in Deliveries are the member's. Errors: not_leader, group_mismatch, bad_request, busy,
 // damaged, unavailable, group_not_found (deleted meanwhile).
 func (p *Partition) PullGroup(ctx context.Context, r group.Pull, buf []byte) (group.Pulled, []byte, error) {
-	pulled, buf, err := p.pullGroup(ctx, r, buf)
+	pulled, out, err := p.PullGroupInto(ctx, r, func(context.Context) ([]byte, error) { return buf, nil })
+	if out == nil {
+		out = buf
+	}
+	return pulled, out, err
+}
+
+// PullGroupInto is PullGroup with a buffer that is asked for when there are records, at most once: so that who waits holds none.
+// An error of room gives the records back, and is returned.
+func (p *Partition) PullGroupInto(ctx context.Context, r group.Pull, room func(ctx context.Context) ([]byte, error)) (group.Pulled, []byte, error) {
+	pulled, buf, err := p.pullGroup(ctx, r, room)
 	if err != nil {
 		return pulled, buf, err
 	}
 	return pulled, buf, nil
 }
 
-func (p *Partition) pullGroup(ctx context.Context, r group.Pull, buf []byte) (none group.Pulled, _ []byte, _ *Error) {
+func (p *Partition) pullGroup(ctx context.Context, r group.Pull, room func(ctx context.Context) ([]byte, error)) (none group.Pulled, buf []byte, _ *Error) {
 	if err := p.checkGroup(r.Group, r.Member, &r.Options); err != nil {
 		return none, buf, err
 	}
@@ -60,6 +70,13 @@ func (p *Partition) pullGroup(ctx context.Context, r group.Pull, buf []byte) (no
 		}
 		if len(w.taken) == 0 {
 			return none, buf, nil
+		}
+		if !again {
+			var full error
+			if buf, full = room(ctx); full != nil {
+				gl.giveBack(g, w, 0)
+				return none, nil, asError(p, full)
+			}
 		}
 		before := len(buf)
 		var cut int64

@@ -10,8 +10,9 @@ import (
 )
 
 // batchesFrom visits whole batches from the one that holds from on, as long as visit returns true. What comes from
-// the store is checked. Errors: offset_out_of_range, damaged, closed.
-func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch) bool) *Error {
+// the store is checked. shared says that others will want the batch soon. Errors: offset_out_of_range, damaged, closed.
+func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch) (more, shared bool)) *Error {
+	generation := m.shelf.generation()
 	m.visible.RLock()
 	b := m.bounds
 	recent := m.tail.from(from)
@@ -19,15 +20,16 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 	if from < b.start || from >= b.next {
 		return outOfRange(name, from, b)
 	}
+	shelved := true
 	if c := m.condemned.Load(); c != nil {
 		if e := c.refuse(name, from); e != nil {
 			return e
 		}
-		b.next, recent = c.limit(from, b.next), nil
+		b.next, recent, shelved = c.limit(from, b.next), nil, false
 	}
 	want := from
 	var bad error
-	walk := func(data []byte, check bool) bool {
+	walk := func(data []byte, fresh bool) bool {
 		for len(data) > 0 {
 			var x record.Batch
 			if x, data, bad = record.Split(data); bad != nil {
@@ -40,13 +42,17 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 				bad = describe(ErrDamaged, "%s: offsets %d to %d are missing on this broker's disk", name, want, x.BaseOffset()-1)
 				return false
 			}
-			if check {
+			if fresh {
 				if bad = x.VerifyCRC(); bad != nil {
 					return false
 				}
 			}
 			want = x.LastOffset() + 1
-			if !visit(x) {
+			more, shared := visit(x)
+			if fresh && shared {
+				m.shelf.put(x, generation)
+			}
+			if !more {
 				return false
 			}
 		}
@@ -59,8 +65,8 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 				break
 			}
 		}
-	} else {
-		err = m.store.Read(from, func(c storage.Chunk) bool { return c.Base < b.next && walk(c.Data, true) })
+	} else if !shelved || m.shelf.walk(&want, b.next, walk) {
+		err = m.store.Read(want, func(c storage.Chunk) bool { return c.Base < b.next && walk(c.Data, true) })
 	}
 	var e *Error
 	switch err = errors.Join(err, bad); {
@@ -111,15 +117,15 @@ func (m *machine) readDeliveries(ds []group.Delivery, maxBytes int, buf []byte, 
 	next := int64(0) // offsets below it are in buf
 	for i := 0; i < len(ds); {
 		from := max(ds[i].First, next)
-		err = m.batchesFrom(from, name, func(b record.Batch) bool {
+		err = m.batchesFrom(from, name, func(b record.Batch) (more, shared bool) {
 			if ds[i].First > b.LastOffset() {
 				// Batches between two deliveries are passed over; where they are many, it is cheaper to look anew.
-				return ds[i].First-b.LastOffset() < 4096
+				return ds[i].First-b.LastOffset() < 4096, false
 			}
 			size, few := sizeOfParts(b, ds[i:])
 			if len(buf) > empty && len(buf)-empty+size > maxBytes {
 				cut = max(ds[i].First, b.BaseOffset(), next)
-				return false
+				return false, few
 			}
 			whole := !few
 			if few {
@@ -135,7 +141,7 @@ func (m *machine) readDeliveries(ds []group.Delivery, maxBytes int, buf []byte, 
 			for i < len(ds) && ds[i].Last < next {
 				i++
 			}
-			return i < len(ds)
+			return i < len(ds), few && len(b) >= shelfLeast
 		})
 		if err != nil || cut >= 0 {
 			return buf, cut, err
@@ -158,11 +164,11 @@ var keySeed = maphash.MakeSeed()
 func (m *machine) keysFrom(offset int64, hashes []uint64, it *record.Iterator, name string) (_ []uint64, err *Error) {
 	bytes := 0
 	var bad *Error
-	err = m.batchesFrom(offset, name, func(b record.Batch) bool {
+	err = m.batchesFrom(offset, name, func(b record.Batch) (more, shared bool) {
 		bad = nil
 		if e := it.Reset(b, record.DefaultLimits); e != nil {
 			bad = describe(ErrDamaged, "%s: batch at offset %d: %v", name, b.BaseOffset(), e)
-			return false
+			return false, false
 		}
 		for it.Next() {
 			r := it.Record()
@@ -177,10 +183,10 @@ func (m *machine) keysFrom(offset int64, hashes []uint64, it *record.Iterator, n
 		}
 		if e := it.Err(); e != nil {
 			bad = describe(ErrDamaged, "%s: batch at offset %d: %v", name, b.BaseOffset(), e)
-			return false
+			return false, false
 		}
 		bytes += len(b)
-		return bytes < feedBytes && len(hashes) < feedRecords
+		return bytes < feedBytes && len(hashes) < feedRecords, true
 	})
 	if err == nil {
 		err = bad

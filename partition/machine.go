@@ -70,6 +70,7 @@ type machine struct {
 	visible sync.RWMutex
 	bounds  bounds
 	tail    tail
+	shelf   shelf
 	wake    chan struct{} // closed when next moves; nil while nobody waits
 	// relaxedAt is the next offset at the last look of relax.
 	relaxedAt int64
@@ -109,6 +110,7 @@ func newMachine(c *Config) *machine {
 		form: form,
 		id:   c.Log, engine: c.Engine, checkpoints: c.Checkpoints, peers: c.Peers, clock: clock, log: c.Logger, alone: c.Alone, origin: c.Origin, diskLow: c.DiskLow,
 		leases: leases{}, spanBytes: spanBytes, tail: tail{budget: c.TailBudget},
+		shelf: shelf{budget: c.TailBudget},
 	}
 }
 
@@ -408,6 +410,7 @@ func (m *machine) relax() {
 	defer m.visible.Unlock()
 	if m.relaxedAt == m.bounds.next {
 		m.tail.clear()
+		m.shelf.clear()
 	}
 	m.relaxedAt = m.bounds.next
 }
@@ -487,6 +490,7 @@ func (m *machine) Close() error {
 	defer m.applying.Unlock()
 	m.visible.Lock()
 	m.tail.clear()
+	m.shelf.close()
 	m.closed = true
 	wake := m.wake
 	m.wake = nil

@@ -212,6 +212,7 @@ func (m *machine) install(s *state) error {
 	defer m.applying.Unlock()
 	m.visible.Lock()
 	m.tail.clear()
+	m.shelf.clear()
 	m.visible.Unlock()
 	m.state, m.reach, m.ahead = s, 0, s.index
 	if err := m.rebuildWindow(); err != nil {

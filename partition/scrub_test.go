@@ -371,7 +371,7 @@ func TestCondemned(t *testing.T) {
 		if _, err := p.m.fetch(FetchRequest{Offset: at, MaxBytes: 1}, nil, p.name); !errors.Is(err, ErrDamaged) {
 			t.Errorf("offset %d: %v", at, err)
 		}
-		if err := p.m.batchesFrom(at, p.name, everyBatch); !errors.Is(err, ErrDamaged) {
+		if err := p.m.batchesFrom(at, p.name, func(record.Batch) (more, shared bool) { return true, false }); !errors.Is(err, ErrDamaged) {
 			t.Errorf("offset %d for groups: %v", at, err)
 		}
 		if _, err := p.Chunks(ChunkRequest{From: at, To: 100, MaxBytes: 1}); !errors.Is(err, ErrDamaged) {
