@@ -190,6 +190,7 @@ func (h *Handlers) EpochShow(_ context.Context, q wire.EpochRequest) (wire.Epoch
 	}
 	d := describe(head, c)
 	d.Brokers = plainBrokers(c)
+	d.Topics = []wire.TopicSummary{}
 	for i := range c.Topics {
 		d.Topics = append(d.Topics, summary(&c.Topics[i]))
 	}

@@ -224,7 +224,8 @@ func (h *Handlers) GroupDescribe(ctx context.Context, q wire.GroupRequest) (wire
 			known = true
 			if s.Anchor && (n == anchor || !anchored && s.Generation >= res.Generation) {
 				anchored = n == anchor
-				res.Generation, res.Members, res.Mode, res.Options = s.Generation, s.Members, s.Mode, s.Options
+				res.Generation, res.Mode, res.Options = s.Generation, s.Mode, s.Options
+				res.Members = append([]wire.GroupMember{}, s.Members...) // a list also where there are none
 			}
 		}
 	}

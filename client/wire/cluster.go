@@ -150,16 +150,17 @@ type EpochRequest struct {
 
 // EpochDescription is one decided configuration.
 type EpochDescription struct {
-	Epoch    uint64              `json:"epoch"`
-	Hash     string              `json:"hash"`
-	Previous string              `json:"previous"`
-	By       string              `json:"by"`
-	At       string              `json:"at"` // RFC 3339
-	Change   string              `json:"change"`
-	Council  []string            `json:"council"`
-	Brokers  []BrokerDescription `json:"brokers,omitempty"`
-	Topics   []TopicSummary      `json:"topics,omitempty"`
-	Error    *Error              `json:"error,omitempty"`
+	Epoch    uint64   `json:"epoch"`
+	Hash     string   `json:"hash"`
+	Previous string   `json:"previous"`
+	By       string   `json:"by"`
+	At       string   `json:"at"` // RFC 3339
+	Change   string   `json:"change"`
+	Council  []string `json:"council"`
+	// A list, perhaps an empty one, where a single epoch is shown, and nil where many are listed.
+	Brokers []BrokerDescription `json:"brokers,omitzero"`
+	Topics  []TopicSummary      `json:"topics,omitzero"`
+	Error   *Error              `json:"error,omitempty"`
 }
 
 // EpochList lists epochs, newest first, without brokers and topics.

@@ -45,6 +45,7 @@ const (
 	benchQueue    = 4 << 20          // bytes of one client that wait for their ack, a partition
 	benchClients  = 1024
 	benchKeys     = 1 << 20
+	benchRate     = 1e9
 	warmRecords   = 10 // one part in so many of --records goes before the measurement
 	warmMost      = 100_000
 	warmFrom      = 10_000 // fewer records are measured from the first one on
@@ -66,7 +67,7 @@ is created when --partitions says with how many.`,
 		cmd := &cobra.Command{
 			Use: use + " TOPIC", Short: short, Args: exactly(1, "TOPIC"), Example: example,
 			RunE: func(cmd *cobra.Command, args []string) error {
-				if err := f.check(); err != nil {
+				if err := f.check(cmd.Flags().Changed); err != nil {
 					return err
 				}
 				result, err := run(cmd.Context(), f, args[0])
@@ -108,7 +109,7 @@ is created when --partitions says with how many.`,
 	return parent
 }
 
-func (f *benchFlags) check() error {
+func (f *benchFlags) check(given func(flag string) bool) error {
 	if f.size == "" {
 		f.size = "1KiB" // sub has no size of its own
 	}
@@ -116,13 +117,13 @@ func (f *benchFlags) check() error {
 	switch {
 	case err != nil || n < 1 || n > wire.MaxRecord:
 		return usagef("--size %q: want 1B to %s", f.size, wire.FormatSize(wire.MaxRecord))
-	case f.records < 0:
+	case given("records") && f.records < 1:
 		return usagef("--records %d: want 1 or more", f.records)
-	case f.duration < 0:
-		return usagef("--duration %s: want a span above zero", f.duration)
+	case given("duration") && f.duration <= 0:
+		return usagef("--duration %s: want a span above zero such as 10s", f.duration)
 	case f.clients < 1 || f.clients > benchClients:
 		return usagef("--clients %d: want 1 to %d", f.clients, benchClients)
-	case f.partitions < 0 || f.partitions > wire.MaxPartitions:
+	case given("partitions") && f.partitions < 1 || f.partitions > wire.MaxPartitions:
 		return usagef("--partitions %d: want 1 to %d", f.partitions, wire.MaxPartitions)
 	case f.group == "" && (f.shared || f.keyOrdered):
 		return usagef("--shared and --key-ordered are about a group: give --group")
@@ -132,8 +133,10 @@ func (f *benchFlags) check() error {
 		return usagef("--keys %d: want 0 to %d", f.keys, benchKeys)
 	case f.keys > 0 && f.plain:
 		return usagef("--keys and --plain exclude each other: the subject is a plain publish's key")
-	case f.rate < 0:
-		return usagef("--rate %v: want 0 or more", f.rate)
+	case !(f.rate >= 0 && f.rate <= benchRate): // NaN, too
+		return usagef("--rate %v: want 0 to %.0f records a second", f.rate, float64(benchRate))
+	case given("outstanding") && !f.plain:
+		return usagef("--outstanding is about plain publishes: give --plain")
 	case f.plain && (f.outstanding < 1 || f.outstanding > benchBuffer):
 		return usagef("--outstanding %d: want 1 to %d", f.outstanding, benchBuffer)
 	}

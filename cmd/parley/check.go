@@ -34,8 +34,14 @@ or out of order. Other records of the topic are left out of the count. A record 
 given up ends the writing. Exit 1 if anything is wrong.`,
 		Example: "  parley check orders\n  parley check orders --duration 10m -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.records < 0 || f.duration < 0 || f.giveUp <= 0 {
-				return usagef("--records, --duration and --give-up: want numbers above zero")
+			changed := cmd.Flags().Changed
+			switch {
+			case changed("records") && f.records < 1:
+				return usagef("--records %d: want 1 or more", f.records)
+			case changed("duration") && f.duration <= 0:
+				return usagef("--duration %s: want a span above zero such as 10m", f.duration)
+			case f.giveUp <= 0:
+				return usagef("--give-up %s: want a span above zero such as 2m", f.giveUp)
 			}
 			if f.records == 0 && f.duration == 0 {
 				f.records = checkRecords

@@ -79,6 +79,16 @@ func TestUsageErrors(t *testing.T) {
 		{"context add x", "nothing to save"},
 		{"--flag-that-is-none", "unknown flag"},
 		{"demo --records 0", "want 1 or more"},
+		{"demo --records x", "--records \"x\": want a whole number"},
+		{"--timeout 1 version", "--timeout \"1\": want a span"},
+		{"topic delete t --yes=perhaps", "true or false"},
+		{"check t --records 0", "want 1 or more"},
+		{"check t --duration 0s", "above zero"},
+		{"bench pub t --records 0", "want 1 or more"},
+		{"bench pub t --rate NaN", "--rate NaN: want 0 to"},
+		{"bench pub t --rate x", "want a number"},
+		{"bench pub t --partitions 0", "want 1 to"},
+		{"bench pub t --outstanding 5", "give --plain"},
 	} {
 		o := call{}.run(t, strings.Fields(c.args)...)
 		if o.code != exitUsage || !strings.Contains(o.stderr, c.want) || o.stdout != "" {

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
 	"github.com/parleymq/parley/client"
 )
 
@@ -41,10 +44,15 @@ func dial(ctx context.Context, c connection, timeout time.Duration, more ...clie
 	if errors.Is(err, client.ErrUnauthorized) {
 		return nil, fmt.Errorf("%w: see --user, --token, --nkey and --tls-cert", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: is a broker running there? (see --server)", err)
+	switch {
+	case err == nil:
+		return cl, nil
+	case errors.Is(err, nkeys.ErrNoSeedFound):
+		return nil, usagef("--nkey: %v: want a file with a line that begins with SU", err)
+	case errors.Is(err, nats.ErrSecureConnWanted), errors.Is(err, nats.ErrSecureConnRequired):
+		return nil, fmt.Errorf("%w: TLS is on one side only (see --tls-ca, and tls:// or nats:// in --server)", err)
 	}
-	return cl, nil
+	return nil, fmt.Errorf("%w: is a broker running there, and is that its client port? (see --server)", err)
 }
 
 // request connects, does one thing within --timeout and closes.
@@ -56,7 +64,32 @@ func (a *app) request(ctx context.Context, do func(context.Context, *client.Clie
 	defer closeClient(c)
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	return do(ctx, c)
+	err = do(ctx, c)
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.tellProblems(c)
+	}
+	return err
+}
+
+// toldProblems bounds the lines about what keeps a request from being answered.
+const toldProblems = 3
+
+// tellProblems says what is wrong with the cluster after a request that waited in vain: a majority of the council that is missing looks
+// like nothing but silence. The error itself comes after it, whatever is found.
+func (a *app) tellProblems(c *client.Client) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	health, err := c.Health(ctx)
+	if err != nil {
+		return
+	}
+	for i, p := range health.Problems {
+		if i == toldProblems {
+			fmt.Fprintf(a.stderr, "parley: and %d more problems\n", len(health.Problems)-i)
+			return
+		}
+		fmt.Fprintf(a.stderr, "parley: problem: %s\n", p)
+	}
 }
 
 func closeClient(c *client.Client) {

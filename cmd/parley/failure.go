@@ -58,13 +58,28 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if isUsage {
 		fmt.Fprintln(a.stderr, `Try "parley --help", or --help after a command.`)
 	}
+	said := describe(err, isUsage)
+	if way := remedies[said.Reason]; way != "" && a.started && !isUsage {
+		fmt.Fprintln(a.stderr, way)
+	}
 	if a.json() || !a.started && asksForJSON(a.args) {
-		printError(a.stdout, describe(err, isUsage))
+		printError(a.stdout, said)
 	}
 	if isUsage {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// remedies are what to look at, by the reason of a failure. What a broker says is wrong is said by whoever knows it best; which command
+// tells more is known here.
+var remedies = map[string]string{
+	wire.ReasonTopicNotFound: `See "parley topic list"; "parley topic create NAME" makes one.`,
+	wire.ReasonPartNotFound:  `See "parley partition list TOPIC".`,
+	wire.ReasonGroupNotFound: `See "parley group list TOPIC".`,
+	wire.ReasonNotLeader:     `Try again; "parley cluster health" says what is missing.`,
+	wire.ReasonTimeout:       `"parley cluster health" says what is missing; --timeout gives it longer. A change that was asked for may yet be made: look before you repeat it.`,
+	wire.ReasonDiskFull:      `Free space on the disk of the partition's leader, or let go of records (parley topic alter NAME --retention).`,
 }
 
 func (a *app) finishInterrupted(err error) int {

@@ -233,14 +233,18 @@ func (a *app) groupDelete() *cobra.Command {
 		Example: "  parley group delete orders billing --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				if !isTerminal(a.stdin) {
-					return usagef("delete group %s of %s: give --yes where there is nobody to ask", args[1], args[0])
-				}
-				if !a.confirm(fmt.Sprintf("Delete group %s of topic %s with its positions? Type its name:", args[1], args[0]), args[1]) {
-					return errors.New("not confirmed: nothing was deleted")
+				if err := a.confirm(cmd.Context(), confirmation{
+					fmt.Sprintf("delete group %s of %s", args[1], args[0]),
+					fmt.Sprintf("Delete group %s of topic %s with its positions? Type its name:", args[1], args[0]), args[1], "nothing was deleted",
+				}); err != nil {
+					return err
 				}
 			}
 			return a.groupChange(cmd.Context(), func(ctx context.Context, c *client.Client) (client.GroupChange, error) {
+				// To the brokers deleting what isn't there is no error, so that it can be repeated. To a person it is a typing error.
+				if _, err := c.DescribeGroup(ctx, args[0], args[1]); errors.Is(err, client.ErrGroupNotFound) {
+					return client.GroupChange{}, err
+				}
 				return c.DeleteGroup(ctx, args[0], args[1])
 			})
 		},

@@ -72,6 +72,12 @@ func TestAlterPartitionsAsks(t *testing.T) {
 	if d := decode(t, tool(t, "", "topic", "describe", topic, "-o", "json").stdout); len(d["partitions"].([]any)) != 1 {
 		t.Errorf("it was altered: %v", d)
 	}
+	// What is refused, or changes nothing, is no question.
+	tool(t, "", "topic", "alter", topic, "--partitions", "2", "--yes")
+	tool(t, "", "topic", "alter", topic, "--partitions", "2")
+	if o := fails(t, exitFailed, "topic", "alter", topic, "--partitions", "1"); !strings.Contains(o.stderr, "can't shrink") {
+		t.Errorf("fewer: %s", o.stderr)
+	}
 }
 
 func (b *lockedBuffer) String() string {

@@ -37,14 +37,16 @@ With --dry-run it only says which level each broker knows, and what the new one 
 				return errors.New(plan.Blocked)
 			}
 			if !yes {
-				if !isTerminal(a.stdin) {
-					return usagef("raise the feature level to %d: give --yes where there is nobody to ask", plan.To)
+				if isTerminal(a.stdin) {
+					if err := a.printLevel(plan); err != nil {
+						return err
+					}
 				}
-				if err := a.printLevel(plan); err != nil {
+				if err := a.confirm(cmd.Context(), confirmation{
+					fmt.Sprintf("raise the feature level to %d", plan.To),
+					"Raise it, with no way back? Type the new level:", fmt.Sprint(plan.To), "the level stays",
+				}); err != nil {
 					return err
-				}
-				if !a.confirm("Raise it, with no way back? Type the new level:", fmt.Sprint(plan.To)) {
-					return errors.New("not confirmed: the level stays")
 				}
 			}
 			change, err := a.raiseLevel(cmd.Context(), plan.To, false)

@@ -57,11 +57,11 @@ council is gone, too, see parley cluster recover.`,
 				return errors.New("nothing was changed: give --accept-data-loss to do it")
 			}
 			if !yes {
-				if !isTerminal(a.stdin) {
-					return usagef("recover partition %s: give --yes where there is nobody to ask", args[0])
-				}
-				if !a.confirm("Go on with that, and lose the rest for good? Type the partition's name:", args[0]) {
-					return errors.New("not confirmed: nothing was changed")
+				if err := a.confirm(cmd.Context(), confirmation{
+					"recover partition " + args[0],
+					"Go on with that, and lose the rest for good? Type the partition's name:", args[0], "nothing was changed",
+				}); err != nil {
+					return err
 				}
 			}
 			// What was shown is what is done.

@@ -202,6 +202,9 @@ func (p *brokerProcess) awaitReady(ctx context.Context) error {
 		case <-p.ended:
 			return fmt.Errorf("broker %s ended as it started: %s", p.name, p.lastLog())
 		case <-ctx.Done():
+			if err := ctx.Err(); errors.Is(err, context.Canceled) {
+				return fmt.Errorf("wait for broker %s: %w", p.name, err)
+			}
 			return fmt.Errorf("broker %s was not ready within %s: %s; its log ends with %s", p.name, startLimit, p.why(context.WithoutCancel(ctx)), p.lastLog())
 		}
 	}

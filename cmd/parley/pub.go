@@ -114,7 +114,7 @@ func (a *app) pub(cmd *cobra.Command, args []string, f *pubFlags) error {
 	if f.msgID != "" {
 		return a.pubWithID(ctx, args[0], args[1], shape, f, cmd.Flags().Changed("partition"))
 	}
-	source, size, err := a.source(args, f)
+	source, size, err := a.source(ctx, args, f)
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (a *app) pub(cmd *cobra.Command, args []string, f *pubFlags) error {
 }
 
 // source opens what is published, and its size where that is known.
-func (a *app) source(args []string, f *pubFlags) (io.ReadCloser, int64, error) {
+func (a *app) source(ctx context.Context, args []string, f *pubFlags) (io.ReadCloser, int64, error) {
 	switch {
 	case len(args) == 2:
 		return io.NopCloser(nil), 0, nil
@@ -161,14 +161,17 @@ func (a *app) source(args []string, f *pubFlags) (io.ReadCloser, int64, error) {
 		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
 			return file, info.Size(), nil
 		}
-		return file, 0, nil
+		return struct {
+			io.Reader
+			io.Closer
+		}{interruptible(ctx, file), file}, 0, nil
 	}
 	if file, ok := a.stdin.(*os.File); ok {
 		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
 			return io.NopCloser(file), info.Size(), nil
 		}
 	}
-	return io.NopCloser(a.stdin), 0, nil
+	return io.NopCloser(interruptible(ctx, a.stdin)), 0, nil
 }
 
 // shape makes a record of a line.

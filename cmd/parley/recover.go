@@ -46,8 +46,14 @@ broker that is left, and choose the one whose logs end highest: by term, then by
 				}
 				return errors.New("nothing was changed: give --accept-data-loss to do it")
 			}
-			if !yes && isTerminal(a.stdin) && !a.confirm(fmt.Sprintf("Go on with what broker %s has, and lose the rest for good? Type the broker's name:", plan.Name), plan.Name) {
-				return errors.New("not confirmed: nothing was changed")
+			// Where there is nobody to ask --accept-data-loss is what was said.
+			if !yes && isTerminal(a.stdin) {
+				if err := a.confirm(cmd.Context(), confirmation{
+					"recover " + dir,
+					fmt.Sprintf("Go on with what broker %s has, and lose the rest for good? Type the broker's name:", plan.Name), plan.Name, "nothing was changed",
+				}); err != nil {
+					return err
+				}
 			}
 			log := zerolog.New(zerolog.ConsoleWriter{Out: a.stderr, NoColor: !a.colours(a.stderr), TimeFormat: "15:04:05"}).Level(zerolog.ErrorLevel).With().Timestamp().Logger()
 			cur, err := broker.Recover(cmd.Context(), broker.Config{DataDir: dir, Logger: log, OnFatal: func(error) { os.Exit(exitFailed) }})

@@ -110,5 +110,7 @@ the context chosen with "parley context use".`,
 	group("admin", a.clusterCommand(), a.brokerCommand(), a.partitionCommand(), a.epochCommand())
 	group("measure", a.demoCommand(), bench, check)
 	root.AddCommand(a.contextCommand(), a.versionCommand(), a.brokerProcessCommand(), a.proofCommand())
+	root.SetFlagErrorFunc(flagError)
+	giveOnce(root)
 	return root
 }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -221,13 +219,18 @@ func (a *app) topicAlter() *cobra.Command {
 				return usagef("nothing to alter: give --partitions, --retention or another setting")
 			}
 			if alter.Partitions != 0 {
-				fmt.Fprintln(a.stderr, "With more partitions keys map anew: new records of a key may go to another partition than its old ones.")
-				if !yes {
-					if !isTerminal(a.stdin) {
-						return usagef("alter the partitions of topic %s: give --yes where there is nobody to ask", args[0])
-					}
-					if !a.confirm("Go on?", "yes") {
-						return errors.New("not confirmed: nothing was changed")
+				grows, err := a.grows(cmd.Context(), args[0], alter.Partitions)
+				if err != nil {
+					return err
+				}
+				if grows {
+					fmt.Fprintln(a.stderr, "With more partitions keys map anew: new records of a key may go to another partition than its old ones.")
+				}
+				if grows && !yes {
+					if err := a.confirm(cmd.Context(), confirmation{
+						"alter the partitions of topic " + args[0], "Go on? Type yes:", "yes", "nothing was changed",
+					}); err != nil {
+						return err
 					}
 				}
 			}
@@ -241,6 +244,16 @@ func (a *app) topicAlter() *cobra.Command {
 	return cmd
 }
 
+// grows says whether so many partitions are more than the topic has. Fewer, or a topic that isn't there, is for the broker to refuse: nobody is asked about that.
+func (a *app) grows(ctx context.Context, topic string, partitions int32) (grows bool, err error) {
+	err = a.request(ctx, func(ctx context.Context, c *client.Client) error {
+		d, err := c.DescribeTopic(ctx, topic)
+		grows = int(partitions) > len(d.Partitions)
+		return err
+	})
+	return grows, err
+}
+
 func (a *app) topicDelete() *cobra.Command {
 	yes := false
 	cmd := &cobra.Command{
@@ -248,11 +261,10 @@ func (a *app) topicDelete() *cobra.Command {
 		Example: "  parley topic delete orders --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				if !isTerminal(a.stdin) {
-					return usagef("delete topic %s: give --yes where there is nobody to ask", args[0])
-				}
-				if !a.confirm(fmt.Sprintf("Delete topic %s with all its records? Type its name:", args[0]), args[0]) {
-					return errors.New("not confirmed: nothing was deleted")
+				if err := a.confirm(cmd.Context(), confirmation{
+					"delete topic " + args[0], fmt.Sprintf("Delete topic %s with all its records? Type its name:", args[0]), args[0], "nothing was deleted",
+				}); err != nil {
+					return err
 				}
 			}
 			return a.change(cmd.Context(), func(ctx context.Context, c *client.Client) (client.TopicChange, error) {
@@ -274,11 +286,4 @@ func (a *app) topicRestore() *cobra.Command {
 			})
 		},
 	}
-}
-
-// confirm asks a person on the terminal.
-func (a *app) confirm(question, want string) bool {
-	fmt.Fprintf(a.stderr, "%s ", question)
-	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
-	return err == nil && strings.TrimSpace(answer) == want
 }
