@@ -66,7 +66,7 @@ const redriveWait = 15 * time.Second
 // RedriveGroup puts up to limit dead letters of a group back into its topic, all there are when limit is 0, and says how many it
 // were. They come to the group as new records. After a failure, or when ctx ends, calling again goes on.
 func (c *Client) RedriveGroup(ctx context.Context, topic, group string, limit int) (redriven int, err error) {
-	tries := 0
+	tries, progress := 0, time.Now()
 	for more := true; more && (limit == 0 || redriven < limit); {
 		req := wire.GroupRedriveRequest{Topic: topic, Group: group, Limit: wire.MaxRedrive}
 		if limit > 0 {
@@ -79,10 +79,11 @@ func (c *Client) RedriveGroup(ctx context.Context, topic, group string, limit in
 		out, err := tryOn(ctx, c.requests(), wire.APIGroupRedrive, data, redriveWait, func(out *wire.GroupRedriven) *Error { return out.Error })
 		if err == nil {
 			redriven, more, tries = redriven+out.Redriven, out.More, 0
+			progress = time.Now()
 			continue
 		}
 		e := asError(err)
-		if e == nil || !e.Retriable || tries >= redriveTries {
+		if e == nil || !e.Retriable || tries >= redriveTries || time.Since(progress) > redrivePatience {
 			return redriven, fmt.Errorf("redrive group %s of %s: %w", group, topic, err)
 		}
 		tries++
@@ -92,6 +93,9 @@ func (c *Client) RedriveGroup(ctx context.Context, topic, group string, limit in
 	}
 	return redriven, nil
 }
+
+// redrivePatience bounds how long nothing may come of it: requests that are not answered take their time.
+const redrivePatience = 30 * time.Second
 
 // redriveTries is how often in a row a request to redrive may fail.
 const redriveTries = 20
