@@ -141,6 +141,7 @@ func (b *Broker) answerCondemn(ctx context.Context, from mesh.Identity, req []by
 	if lead := s.lead.load().broker; lead != from.Broker {
 		return nil, notHere(s.topic, s.number, fmt.Sprintf("broker %s does not lead it as far as broker %s knows", b.brokerName(from.Broker), b.c.Name))
 	}
+	b.repairStep(s.topic, s.number, "condemn")
 	if err := b.condemn(ctx, p, &q); err != nil {
 		return nil, supplyError(err)
 	}

@@ -140,6 +140,9 @@ type Config struct {
 	// OnMoveStep is told each step of a move before this broker takes it as the partition's leader: add,
 	// promote, transfer, remove, renew or done.
 	OnMoveStep func(topic string, partition int32, step string)
+	// OnRepairStep is told each step of a repair before this broker takes it. Of a replica that is found to be wrong: condemn, replace. Of a
+	// partition that is recovered from this broker's replica: replay, begin, cut, forget, reopen, confirm.
+	OnRepairStep func(topic string, partition int32, step string)
 	// PurgeEvery is how often deleted topics are looked at; default a minute.
 	PurgeEvery time.Duration
 	// CheckpointEvery and RetentionEvery replace the partitions' defaults.

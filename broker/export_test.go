@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/parleymq/parley/partition"
 	"github.com/parleymq/parley/partition/storage"
 	"github.com/parleymq/parley/replication"
+	"github.com/parleymq/parley/replication/epoch/config"
 )
 
 // Logs lists the partition logs that this broker stores, open or not.
@@ -47,4 +49,23 @@ func (b *Broker) log(topic string, number int32) (replication.Log, error) {
 // Differences are how many this broker found between replicas, and how many of what it took for one were gone at second look.
 func (b *Broker) Differences() (found, passing uint64) {
 	return b.comparer.found.Load(), b.comparer.passing.Load()
+}
+
+// CondemnState tells another broker's replica that its state is not what the majority has, which is this broker's, altered.
+func (b *Broker) CondemnState(ctx context.Context, to, topic, version string, alter func(*partition.StateDigest)) error {
+	s := b.slotNamed(topic, 0)
+	d, err := s.partition.Load().StateAt(0)
+	if err != nil {
+		return err
+	}
+	alter(&d)
+	other := b.epochs.Current().BrokerNamed(to).ID
+	q := condemnation{Shard: s.shard, Replica: s.on(other), State: &d, Version: version, Why: "a test says so"}
+	return b.comparer.askReplica(ctx, config.Replica{ID: q.Replica, Broker: other}, b.comparer.patience(), subjectCondemn, q, new(bool))
+}
+
+// Damage is what this broker's replica finds wrong with itself.
+func (b *Broker) Damage(topic string, number int32) string {
+	why, _ := b.slotNamed(topic, number).damage()
+	return why
 }

@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
+	"github.com/parleymq/parley/client/wire"
 )
 
 // smallDisk gives one broker a disk whose free space the test sets, of 100 GiB with a floor of 1 GiB.
@@ -87,5 +89,46 @@ func TestFollowersDiskIsFull(t *testing.T) {
 	}
 	free.Store(90 << 30)
 	c.InSync("t")
+	load.Check(c.URLs())
+}
+
+// TestNewcomerWithoutRoom: a broker that joins with its disk almost full gets its share by the epochs, and can't take it: whoever is asked says which
+// broker it is, how much is free there and how much is needed. The others go on; once there is room, so does the move.
+func TestNewcomerWithoutRoom(t *testing.T) {
+	t.Parallel()
+	var free atomic.Uint64
+	c := brokertest.StartCluster(t, 3, quickTrash, quick(time.Minute))
+	createR3(t, c, "t", 2)
+	load := brokertest.StartLoad(t, c.URLs(), "t", 1)
+	load.More(20)
+	option := smallDisk("b4", &free)
+	free.Store(300 << 20)
+	c.Join("b4", option)
+	want := []string{"on b4: ", "300MiB free of 100GiB", "1.2GiB must be free", "this partition takes "}
+	has := func(text string) bool {
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				return false
+			}
+		}
+		return true
+	}
+	for _, m := range c.Brokers {
+		m.Health("the disk of b4 is told", func(h wire.ClusterHealth) bool {
+			return !h.Healthy && slices.ContainsFunc(h.Problems, func(p string) bool { return strings.Contains(p, "can't move") && has(p) })
+		})
+		brokertest.Eventually(t, "a move says what it waits for", func() bool {
+			d, err := m.API().TopicDescribe(t.Context(), wire.NameRequest{Name: "t"})
+			return err == nil && slices.ContainsFunc(d.Partitions, func(p wire.PartitionDescription) bool { return p.Move != nil && has(p.Move.Detail) })
+		})
+	}
+	load.More(20)
+	if n := logsHeld(t, c.Member("b4"), c.Epoch().Topic("t").ID); len(n) > 0 {
+		t.Errorf("b4 holds %v on a disk without room", n)
+	}
+	free.Store(90 << 30)
+	settled(t, c.Brokers[0], "b4", 1, 2) // of 6 on four
+	c.InSync("t")
+	c.Healthy()
 	load.Check(c.URLs())
 }

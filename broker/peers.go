@@ -26,6 +26,7 @@ const (
 	subjectTransfer = "transfer" // hand a partition's leadership over
 	subjectPurged   = "purged"   // which deleted topics have no data left there
 	subjectChunks   = "chunks"   // on data links: stored chunks, see catchup.go
+	subjectRoom     = "room"     // how much disk space is free there
 	subjectSnapshot = "snapshot" // on data links: what a replica's log is made of
 
 	subjectGroupParts = "group-parts" // one group on partitions that are led there
@@ -78,6 +79,7 @@ func (b *Broker) startMesh() error {
 	m.HandleMembers(subjectStatus, b.answerStatus)
 	m.HandleMembers(subjectSurvivors, b.answerSurvivors)
 	m.HandleMembers(subjectCarried, b.answerCarried)
+	m.HandleMembers(subjectRoom, b.answerRoom)
 	m.HandleMembers(subjectOffset, b.answerOffset)
 	m.HandleMembers(subjectTransfer, b.answerTransfer)
 	m.HandleMembers(subjectPurged, b.answerPurged)

@@ -126,6 +126,13 @@ func (b *Broker) watchDamage(ctx context.Context) {
 	}
 }
 
+// repairStep tells a test.
+func (b *Broker) repairStep(topic string, number int32, step string) {
+	if hook := b.c.OnRepairStep; hook != nil {
+		hook(topic, number, step)
+	}
+}
+
 // spared says that the others have a majority of the voters in sync without this broker's replica, as
 // their leader knows.
 func (b *Broker) spared(ctx context.Context, s *slot) bool {
@@ -155,6 +162,7 @@ func (b *Broker) quarantine(ctx context.Context, s *slot, why string) (bool, err
 	if part == nil {
 		return false, nil
 	}
+	b.repairStep(s.topic, s.number, "replace")
 	c, err := b.epochs.Propose(ctx, func(next *config.Config) error {
 		if err := next.Replace(topic, int(s.number), s.replica.ID); err != nil {
 			return err

@@ -135,6 +135,7 @@ func (r runtime) Partitions(ctx context.Context, parts []api.Part) []api.Partiti
 	}
 	wg.Wait()
 	b.askLaggards(ctx, parts, out)
+	b.askRoom(ctx, out)
 	return out
 }
 

@@ -60,30 +60,35 @@ func (k *carrier) openPartition(ctx context.Context, c partition.Config, part *c
 	if !part.Salvaging() {
 		return partition.Open(ctx, c)
 	}
+	step := func(name string) { k.b.repairStep(c.Topic, c.Number, name) }
 	old := c
 	old.Shard, old.Origin, old.Initial, old.Alone = part.Salvage.Shard, partition.Origin(part.Salvage.Origin), nil, true
 	// Once the new group has a log here, the checkpoint is of that one, and the old log may be gone: what
 	// it has must not be applied to it again.
 	if host, ok := k.b.host.(replication.Keeping); !ok || !slices.Contains(host.Shards(c.Replica), c.Shard) {
+		step("replay")
 		if err := partition.Salvage(ctx, old); err != nil {
 			return nil, err
 		}
 	}
+	step("begin")
 	p, err := partition.Open(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(k.begin(ctx, p), p.Close()); err != nil {
+	if err := errors.Join(k.begin(ctx, p, step), p.Close()); err != nil {
 		return nil, fmt.Errorf("begin the new Raft group: %w", err)
 	}
+	step("forget")
 	if err := k.b.host.Remove(ctx, part.Salvage.Shard, c.Replica); err != nil {
 		return nil, fmt.Errorf("remove the old Raft log: %w", err)
 	}
+	step("reopen")
 	return partition.Open(ctx, c)
 }
 
 // begin waits until a group of one has committed its first entries, and cuts its log behind them.
-func (k *carrier) begin(ctx context.Context, p *partition.Partition) error {
+func (k *carrier) begin(ctx context.Context, p *partition.Partition, step func(string)) error {
 	ctx, cancel := context.WithTimeout(ctx, salvageBegin)
 	defer cancel()
 	look := time.NewTicker(recoverLook)
@@ -95,6 +100,7 @@ func (k *carrier) begin(ctx context.Context, p *partition.Partition) error {
 			return fmt.Errorf("it does not lead its group of one: %w", ctx.Err())
 		}
 	}
+	step("cut")
 	if log, ok := p.Log().(replication.Cutting); ok {
 		return log.Cut(ctx)
 	}
@@ -116,6 +122,7 @@ func (k *carrier) confirmSalvage(s *slot) {
 		if part == nil || !part.Salvaging() {
 			return
 		}
+		b.repairStep(s.topic, s.number, "confirm")
 		ctx, cancel := context.WithTimeout(b.carryCtx, upkeepPropose)
 		c, err := b.epochs.Propose(ctx, func(next *config.Config) error {
 			if err := next.Salvaged(topic, int(s.number), s.shard); err != nil {

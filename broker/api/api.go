@@ -152,6 +152,8 @@ type MoveStatus struct {
 	Detail  string          `json:"detail,omitempty"`
 	Seconds float64         `json:"seconds"` // since this leader took it up
 	Adding  []ReplicaStatus `json:"adding"`
+	// NoRoom: a broker that is to have a replica has too little free disk space for a copy, as Detail says.
+	NoRoom bool `json:"no_room,omitempty"`
 }
 
 // ReplicaStatus of a replica that a move adds.

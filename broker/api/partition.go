@@ -42,6 +42,8 @@ func (p *live) problem() string {
 		return fmt.Sprintf("%s has %d of %d replicas in sync: %s", where, have, want, p.damageText())
 	case p.lacking():
 		return fmt.Sprintf("%s has %d of %d replicas in sync", where, have, want)
+	case p.Move != nil && p.Move.NoRoom:
+		return where + " can't move: " + p.Move.Detail
 	}
 	return ""
 }

@@ -197,6 +197,15 @@ func (m *Member) Isolate(cut bool) {
 	}
 }
 
+// Sever unplugs the broker, so that all notice at once, or plugs it in again.
+func (m *Member) Sever(severed bool) {
+	for _, o := range m.cluster.Brokers {
+		if o != m {
+			m.cluster.Network.Sever(m.Name, o.Name, severed)
+		}
+	}
+}
+
 // Member returns the broker of that name.
 func (c *Cluster) Member(name string) *Member {
 	c.t.Helper()

@@ -13,10 +13,11 @@ import (
 // ports the kernel gives, and links that can be cut. Peers and Raft dial through it;
 // clients don't.
 type Network struct {
-	mu    sync.Mutex
-	at    map[string]string // "b1.peer:1" to where it listens now
-	cut   map[[2]string]bool
-	conns map[*link]struct{}
+	mu      sync.Mutex
+	at      map[string]string // "b1.peer:1" to where it listens now
+	cut     map[[2]string]bool
+	severed map[[2]string]bool
+	conns   map[*link]struct{}
 }
 
 type link struct {
@@ -27,7 +28,7 @@ type link struct {
 
 // NewNetwork returns a network without faults.
 func NewNetwork() *Network {
-	return &Network{at: map[string]string{}, cut: map[[2]string]bool{}, conns: map[*link]struct{}{}}
+	return &Network{at: map[string]string{}, cut: map[[2]string]bool{}, severed: map[[2]string]bool{}, conns: map[*link]struct{}{}}
 }
 
 func peerName(broker string) string { return broker + ".peer:6222" }
@@ -54,14 +55,14 @@ func (n *Network) dialer(from string) func(context.Context, string) (net.Conn, e
 		}
 		to := host[:len(host)-len(".peer")] // .raft is as long
 		n.mu.Lock()
-		address, cut := n.at[name], n.cut[[2]string{from, to}]
+		address, cut, severed := n.at[name], n.cut[[2]string{from, to}], n.severed[[2]string{from, to}]
 		n.mu.Unlock()
 		switch {
 		case cut:
 			// As a lost packet: nothing comes back.
 			<-ctx.Done()
 			return nil, fmt.Errorf("dial %s: %w", name, errCut)
-		case address == "":
+		case address == "" || severed:
 			return nil, fmt.Errorf("dial %s: %w", name, errDown)
 		}
 		d := net.Dialer{Timeout: 5 * time.Second}
@@ -72,7 +73,7 @@ func (n *Network) dialer(from string) func(context.Context, string) (net.Conn, e
 		l := &link{Conn: c, n: n, from: from, to: to}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.cut[[2]string{from, to}] {
+		if n.cut[[2]string{from, to}] || n.severed[[2]string{from, to}] {
 			c.Close()
 			return nil, fmt.Errorf("dial %s: %w", name, errCut)
 		}
@@ -106,6 +107,11 @@ func (n *Network) Cut(a, b string) { n.set(a, b, true) }
 // Heal undoes Cut. What was under way is gone with the connections.
 func (n *Network) Heal(a, b string) {
 	n.set(a, b, false)
+	n.drop(a, b)
+}
+
+// drop closes the connections between two brokers.
+func (n *Network) drop(a, b string) {
 	n.mu.Lock()
 	var gone []*link
 	for l := range n.conns {
@@ -116,6 +122,17 @@ func (n *Network) Heal(a, b string) {
 	n.mu.Unlock()
 	for _, l := range gone {
 		_ = l.Close()
+	}
+}
+
+// Sever ends all connections between two brokers, and refuses new ones until it is undone: both know at once.
+func (n *Network) Sever(a, b string, severed bool) {
+	n.mu.Lock()
+	n.severed[[2]string{a, b}] = severed
+	n.severed[[2]string{b, a}] = severed
+	n.mu.Unlock()
+	if severed {
+		n.drop(a, b)
 	}
 }
 

@@ -87,7 +87,7 @@ func (s *Space) Look() error {
 	was := s.full.Load()
 	full := below(free, s.floor, was)
 	s.full.Store(full)
-	mark := max(s.floor, min(spaceReserve, total/4))
+	mark := s.mark()
 	s.low.Store(below(free, mark, s.low.Load()))
 	s.scarce.Store(below(free, mark/2, s.scarce.Load()))
 	if tell := s.tell.Load(); tell != nil && full != was {
@@ -111,6 +111,18 @@ func (s *Space) Tell(f func(full bool)) {
 	if s.full.Load() {
 		f(true)
 	}
+}
+
+// mark is below what space is Low.
+func (s *Space) mark() uint64 { return max(s.floor, min(spaceReserve, s.total.Load()/4)) }
+
+// ForCopies is how many bytes must be free for copies to go on.
+func (s *Space) ForCopies() int64 {
+	mark := s.mark()
+	if s.low.Load() {
+		mark += mark / 4
+	}
+	return int64(mark)
 }
 
 // Full tells whether publishes must be refused.
