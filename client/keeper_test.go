@@ -53,6 +53,40 @@ func TestAcksUnderWay(t *testing.T) {
 	}
 }
 
+// TestRunIsAckedAtOnce: a member of a key-ordered group doesn't send the first ack of what it has in hand by itself, and all others a
+// round later: it waits for a moment, while there is more, and no longer than that where handlers are slow.
+func TestRunIsAckedAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name        string
+		each        time.Duration
+		least, most int
+	}{{"fast", 10 * time.Microsecond, 1, 1}, {"slow", 50 * time.Millisecond, 20, 40}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			groupBubble(t, 1, faults{}, map[string]int{"t": 1}, func(ctx context.Context, m *model, cl *Client) {
+				const n = 40
+				m.slowAcks = 5 * time.Millisecond
+				m.fillKeys("t", 0, n, n, None)
+				s := mustSubscribe(t, ctx, cl, "g", func(context.Context, *Message) error {
+					time.Sleep(c.each)
+					return nil
+				}, Mode(KeyOrdered))
+				eventually(t, ctx, "all acked", func() (bool, string) { return m.handled("t", "g") })
+				m.mu.Lock()
+				requests := m.ackings
+				m.mu.Unlock()
+				if requests < c.least || requests > c.most {
+					t.Errorf("%d requests with acks of %d records, want %d to %d", requests, n, c.least, c.most)
+				}
+				if err := s.Close(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // TestWokenMemberDoubtsItself: who was stopped for longer than its session begins nothing that it has in hand before its keeper
 // has found out that the lease is over.
 func TestWokenMemberDoubtsItself(t *testing.T) {

@@ -41,6 +41,7 @@ type model struct {
 
 	slowAcks                      time.Duration // until an ack, which counts at once, is answered
 	acking, mostAcking, unhurried int           // acks that are not answered; that nobody waits for
+	ackings                       int           // all of them, where they are slow
 
 	metadata func(wire.MetadataRequest) ([]wire.BrokerAddress, map[string][]string) // of a modelCluster
 }
@@ -208,6 +209,7 @@ func (m *model) slow(subject string) time.Duration {
 		return 0
 	}
 	m.acking++
+	m.ackings++
 	m.mostAcking = max(m.mostAcking, m.acking)
 	return m.slowAcks
 }

@@ -53,6 +53,9 @@ func (m *machine) batchesFrom(from int64, name string, visit func(b record.Batch
 				m.shelf.put(x, generation)
 			}
 			if !more {
+				if fresh && shared {
+					m.shelf.putAll(data, want, generation)
+				}
 				return false
 			}
 		}

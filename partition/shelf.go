@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// maxShelfBytes is how much of what was read and checked a partition keeps for groups. When the broker's budget is
-	// exceeded it keeps nothing new.
-	maxShelfBytes = 4 << 20
+	// maxShelfBytes is how much of what was read and checked a partition keeps for groups: what lies between the oldest record
+	// that a key-ordered group has in hand and the newest it has looked at, where records aren't large. When the broker's
+	// budget is exceeded it keeps nothing new.
+	maxShelfBytes = 8 << 20
 	// shelfBlock is about how much is kept, and given up, at a time.
 	shelfBlock = 256 << 10
 	// shelfLeast is how large a batch is of which it is worth while, when only a few of its records were wanted.
@@ -101,6 +102,19 @@ func (s *shelf) put(b record.Batch, generation uint64) {
 	}
 	x := &s.blocks[last]
 	x.data, x.next = append(x.data, b...), b.LastOffset()+1
+}
+
+// putAll checks and puts what follows in a chunk up to next, where one reader had enough: another one, or the same, would read
+// all of the chunk again for it. What is bad is met by who wants it.
+func (s *shelf) putAll(chunk []byte, next int64, generation uint64) {
+	for len(chunk) > 0 {
+		b, rest, err := record.Split(chunk)
+		if err != nil || b.BaseOffset() != next || b.VerifyCRC() != nil {
+			return
+		}
+		s.put(b, generation)
+		chunk, next = rest, b.LastOffset()+1
+	}
 }
 
 // drop gives up the oldest block. mu is held.

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"testing"
 
@@ -13,11 +14,28 @@ import (
 type countedStore struct {
 	storage.Store
 	reads, chunks int
+	damaged       int64 // offset of a batch that is; 0: none
 }
 
 func (s *countedStore) Read(offset int64, visit func(storage.Chunk) bool) error {
 	s.reads++
-	return s.Store.Read(offset, func(c storage.Chunk) bool { s.chunks++; return visit(c) })
+	return s.Store.Read(offset, func(c storage.Chunk) bool {
+		s.chunks++
+		if c.Base <= s.damaged && s.damaged <= c.Last && s.damaged > 0 {
+			c.Data = slices.Clone(c.Data)
+			for rest := c.Data; len(rest) > 0; {
+				b, after, err := record.Split(rest)
+				if err != nil {
+					return false
+				}
+				if b.BaseOffset() == s.damaged {
+					b[len(b)-1] ^= 1
+				}
+				rest = after
+			}
+		}
+		return visit(c)
+	})
 }
 
 // TestShelfSparesReads: a batch that one reader shared is not read from the store again, from whatever offset on; what it
@@ -72,6 +90,38 @@ func TestShelfSparesReads(t *testing.T) {
 	}
 	if got := read(40, 200, false); got[len(got)-1].LastOffset() != 49 {
 		t.Errorf("read up to %d, want 49", got[len(got)-1].LastOffset())
+	}
+}
+
+// TestShelfTakesChunksWhole: who has enough in the middle of a chunk has the rest of it kept, which he would read all of it for. What
+// is damaged there isn't kept: whoever wants it hears of it.
+func TestShelfTakesChunksWhole(t *testing.T) {
+	t.Parallel()
+	item := func(value string) func([]byte) []byte { return itemOf(t, -1, record.NoProducer, nil, value) }
+	log := [][]byte{command(commandHeader{kind: kindStart, term: 1}),
+		command(commandHeader{kind: kindAppend, term: 1, counter: 1, logTime: 1}, item("a"), item("b"), item("c"), item("d")),
+		command(commandHeader{kind: kindAppend, term: 1, counter: 2, logTime: 2}, item("e"))}
+	m := machineAt(t, log, len(log))
+	m.tail.clear()
+	s := &countedStore{Store: m.store}
+	m.store = s
+	first := func(from int64) *Error {
+		return m.batchesFrom(from, "t/0", func(record.Batch) (more, shared bool) { return false, true })
+	}
+	for from := range int64(4) {
+		if err := first(from); err != nil || s.reads != 1 {
+			t.Fatalf("offset %d: %d reads, %v", from, s.reads, err)
+		}
+	}
+	if err := first(4); err != nil || s.reads != 2 {
+		t.Fatalf("the next chunk: %d reads, %v", s.reads, err)
+	}
+	m.shelf.clear()
+	s.damaged = 2
+	for from, want := range []bool{true, true, false} {
+		if err := first(int64(from)); (err == nil) != want || err != nil && !errors.Is(err, ErrDamaged) {
+			t.Fatalf("offset %d: %v", from, err)
+		}
 	}
 }
 
