@@ -15,6 +15,7 @@
 //	store.go      one log: open, append, read, seek
 //	trim.go       deleting: trim, reset, drop
 //	sync.go       durability
+//	writeback.go  what copies write goes to disk early
 //	collect.go    giving space back, and what a power cut in it leaves
 package badger
 
@@ -104,6 +105,8 @@ type Engine struct {
 	durable uint64 // what written was when the newest sync began
 	listing string // names of the files at the newest sync
 
+	writeback writeback
+
 	collectMu sync.Mutex
 	hidden    map[uint32]uint64     // garbage of files that are not collected; under collectMu
 	garbage   atomic.Int64          // value log bytes freed since the tables were last compacted
@@ -119,6 +122,7 @@ type Engine struct {
 // are for. Production code never sets them.
 type hooks struct {
 	fsync       func(path string) error // instead of fsync
+	writeback   func(path string) error // instead of startWriteback
 	onlyActive  bool                    // Sync leaves out files that have rotated
 	noGuard     bool                    // Collect neither defers the deletion of a file nor notes it down
 	noNote      bool                    // Collect does not note down which file it is at
@@ -132,6 +136,9 @@ func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
 	}
 	if h.fsync == nil {
 		h.fsync = fsync
+	}
+	if h.writeback == nil {
+		h.writeback = startWriteback
 	}
 	if o.MemoryBytes > 0 {
 		// Three memtables at most, each with its log.
@@ -157,6 +164,9 @@ func openEngine(o storage.Options, sz sizes, h hooks) (_ *Engine, err error) {
 	}
 	if e.db, err = openDB(e.options()); err != nil {
 		return nil, fmt.Errorf("open %s: %w", e.files, err)
+	}
+	if _, err := e.newestValueLog(&e.writeback); err != nil {
+		return nil, errors.Join(fmt.Errorf("look for the newest value log: %w", err), e.db.Close())
 	}
 	e.written.Store(1)
 	e.garbage.Store(e.sizes.collectAfter) // what was freed before is not known

@@ -73,6 +73,13 @@ func (s *store) Mend(chunks []storage.Chunk, index []storage.IndexEntry) error {
 	if cap(buf.values) <= keepBuffer {
 		s.e.buffers.Put(buf)
 	}
+	if err == nil {
+		size := int64(0)
+		for i := range chunks {
+			size += int64(len(chunks[i].Meta) + len(chunks[i].Data))
+		}
+		err = s.e.copied(size)
+	}
 	if err != nil {
 		return fmt.Errorf("mend log %s: %w", s.id, err)
 	}
