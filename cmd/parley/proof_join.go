@@ -96,7 +96,7 @@ func (a *app) joinCommand() *cobra.Command {
     time of the copies.
 It needs about six times --bytes of disk. The targets of the last column are for a machine that does nothing else: one that is
 missed makes the exit status 1. The rate is to leave the processors mostly idle, or latencies tell how long records queue for
-them, not what a move does: each lone record costs about 1.2 ms of processor time, all brokers and the client together, and
+them, not what a move does: each lone record costs about 1 ms of processor time, all brokers and the client together, and
 copying 1 MB about 7 ms. What was in use, and by whom else, is told.`,
 		Example: "  go run ./cmd/parley proof join\n  go run ./cmd/parley proof join --bytes 1GiB --partitions 16 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
