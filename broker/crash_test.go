@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/parleymq/parley/broker"
 	"github.com/parleymq/parley/broker/brokertest"
@@ -58,6 +59,9 @@ func (h *holdUp) release() { h.once.Do(func() { close(h.free) }) }
 // TestSalvageCrashes: a broker brings six partitions over to new Raft groups, from its replicas alone, each has come to another step, and
 // the broker crashes. Started again it is through with all of them, and has all that was acked.
 func TestSalvageCrashes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes more than three seconds")
+	}
 	t.Parallel()
 	const records = 20
 	h := newHoldUp()
@@ -113,6 +117,81 @@ func TestSalvageCrashes(t *testing.T) {
 			continue
 		}
 		for i, r := range all[:records] {
+			if string(r.Value) != strconv.Itoa(i) {
+				t.Errorf("%s: record %d is %q", s, i, r.Value)
+			}
+		}
+	}
+}
+
+// TestRepairCrashes: five replicas of one broker differ from the others. Each has come to another step of being condemned and replaced when the
+// broker crashes. Started again all are healed, at the latest when they are compared once more, and nothing of what was wrong is left.
+func TestRepairCrashes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes more than three seconds")
+	}
+	t.Parallel()
+	const records = 20
+	h := newHoldUp()
+	c := h.clustered(t, 3, quickTrash, unkept, onlyAsked, func(c *broker.Config) { c.OnRepairStep, c.OnMoveStep = h.step, h.step })
+	steps := []string{"add", "remove", "done", "replace", "condemn"} // in this order, as the last two hold up others
+	before := map[string]uint64{}
+	at := func(topic string) uint64 {
+		p := c.Partition(topic, 0)
+		r, _ := p.On(c.Epoch().BrokerNamed("b2").ID)
+		return r.ID
+	}
+	b1, b2 := c.Member("b1"), c.Member("b2")
+	nc := b1.Connect()
+	for _, s := range steps {
+		b1.CreateTopic(wire.TopicSpec{Name: "at-" + s, Partitions: 1, Replicas: 3})
+		transfer(t, c, "at-"+s, "b1")
+		publishNumbers(t, nc, "at-"+s, records)
+		c.InSync("at-" + s)
+		before[s] = at("at-" + s)
+	}
+	dir := b2.Dir()
+	b2.Stop()
+	for _, s := range steps {
+		brokertest.Alter(t, dir, before[s], records/2)
+	}
+	b2.Start()
+	look := func(s string) {
+		brokertest.Eventually(t, "a comparison begins", func() bool {
+			_, err := b1.API().PartitionCompare(t.Context(), wire.PartitionRequest{Topic: "at-" + s})
+			return err == nil
+		})
+	}
+	for _, s := range steps {
+		c.InSync("at-" + s)
+		transfer(t, c, "at-"+s, "b1")
+		look(s)
+		h.await(t, s)
+	}
+	b2.Crash(h.release)
+	b2.Launch()
+	if b2.Broker == nil {
+		t.FailNow()
+	}
+	for _, s := range steps {
+		topic := "at-" + s
+		again := time.Now()
+		brokertest.Eventually(t, s+": b2 has a fresh replica", func() bool {
+			if at(topic) == before[s] && time.Since(again) > time.Second { // what it was told is forgotten with the crash
+				again = time.Now()
+				_, _ = b1.API().PartitionCompare(t.Context(), wire.PartitionRequest{Topic: topic}) // not while one is under way
+			}
+			return at(topic) != before[s]
+		})
+		c.Moved(topic)
+		clean(t, c, topic)
+		transfer(t, c, topic, "b2")
+		all, err := brokertest.ReadAll(nc, topic, 0)
+		if err != nil || len(all) != records {
+			t.Errorf("%s: %d of %d records, %v", s, len(all), records, err)
+			continue
+		}
+		for i, r := range all {
 			if string(r.Value) != strconv.Itoa(i) {
 				t.Errorf("%s: record %d is %q", s, i, r.Value)
 			}

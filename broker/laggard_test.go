@@ -14,6 +14,9 @@ import (
 // TestLaggardAsSecondOfMajority: one of three replicas was away, and another one goes when it is back. It is needed for each ack from then on: its log takes
 // entries while it fetches what it lacks, or they wait for it; how long is measured. When the third one is lost too, it has all that was acked.
 func TestLaggardAsSecondOfMajority(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes more than three seconds")
+	}
 	t.Parallel()
 	const before, lacks, after = 10, 60, 10
 	for _, far := range []bool{false, true} { // the Raft log has been cut behind what it has

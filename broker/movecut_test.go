@@ -23,6 +23,9 @@ func prefer(t *testing.T, c *brokertest.Cluster, topic, to string) {
 // TestMoveCutOffInMidCopy: the link between a new replica and the leader is cut in the middle of the copy, and the leadership changes, to a
 // broker that is then cut off from it too. Nothing is promoted that hasn't all; taken back, nothing stays of it; healed, the move completes.
 func TestMoveCutOffInMidCopy(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes more than three seconds")
+	}
 	t.Parallel()
 	const records = 50
 	c := brokertest.StartCluster(t, 4, quickTrash, unkept, copying)
