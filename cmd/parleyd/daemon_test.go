@@ -189,6 +189,21 @@ func TestDaemonFailures(t *testing.T) {
 	}
 }
 
+func TestPortInUse(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	var stdout, stderr bytes.Buffer
+	code := run([]string{"--data-dir", t.TempDir(), "--listen", taken.Addr().String(), "--http", "off", "--raft-listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0",
+		"--log-level", "error"}, lookup(nil), &stdout, &stderr)
+	if out := stderr.String(); code != exitFailed || !strings.Contains(out, taken.Addr().String()) || !strings.Contains(out, "choose other addresses: --listen") {
+		t.Errorf("exit %d, %s", code, out)
+	}
+}
+
 func TestHelpAndVersion(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr bytes.Buffer

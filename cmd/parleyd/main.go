@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,9 @@ func run(args []string, lookup func(string) (string, bool), stdout, stderr io.Wr
 	err := root.Execute()
 	if err == nil {
 		return exitDone
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		err = fmt.Errorf("%w: another broker, perhaps; stop it, or choose other addresses: --listen, --http, --peer-listen, --raft-listen", err)
 	}
 	fmt.Fprintf(stderr, "parleyd: %v\n", err)
 	// Whatever fails before a command starts is the command line's fault.

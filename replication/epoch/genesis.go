@@ -15,26 +15,26 @@ type Listed struct {
 	Address string `json:"address"`
 }
 
-// ParseInitial reads an initial list: name=host:port, separated by commas.
+// ParseInitial reads an initial list: name=host:port, separated by commas. An error leaves it to the caller to name the list.
 func ParseInitial(s string) ([]Listed, error) {
 	var list []Listed
 	for part := range strings.SplitSeq(s, ",") {
 		name, address, ok := strings.Cut(strings.TrimSpace(part), "=")
 		if !ok || name == "" {
-			return nil, fmt.Errorf("initial cluster %q: %q is not name=host:port", s, part)
+			return nil, fmt.Errorf("%q is not name=host:port", part)
 		}
 		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" || port == "0" {
-			return nil, fmt.Errorf("initial cluster %q: broker %s has the address %q, host:port is wanted", s, name, address)
+			return nil, fmt.Errorf("broker %s has the address %q, host:port is wanted", name, address)
 		}
 		for _, l := range list {
 			if l.Name == name || l.Address == address {
-				return nil, fmt.Errorf("initial cluster %q: %s=%s and %s=%s have the same name or address", s, l.Name, l.Address, name, address)
+				return nil, fmt.Errorf("%s=%s and %s=%s have the same name or address", l.Name, l.Address, name, address)
 			}
 		}
 		list = append(list, Listed{name, address})
 	}
 	if len(list) > config.MaxInitial {
-		return nil, fmt.Errorf("initial cluster of %d brokers: at most %d form a cluster, the others join it", len(list), config.MaxInitial)
+		return nil, fmt.Errorf("%d brokers: at most %d form a cluster, the others join it", len(list), config.MaxInitial)
 	}
 	return list, nil
 }
