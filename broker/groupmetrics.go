@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -52,11 +54,22 @@ type groupGauges struct {
 	lagMS                                   int64
 	members                                 int
 	stuck                                   bool
+	letters                                 []stuckLetter
+}
+
+// stuckLetter is a partition's oldest dead letter that can't be written.
+type stuckLetter struct {
+	number int32
+	offset int64
+	since  time.Time
 }
 
 var (
 	groupDesc = func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc("parley_group_"+name, help, []string{"topic", "group"}, nil)
+	}
+	stuckDesc = func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("parley_group_stuck_"+name, help, []string{"topic", "group", "partition"}, nil)
 	}
 	descGroupLag          = groupDesc("lag_records", "Records that the group has not handled, on partitions led here.")
 	descGroupLagSeconds   = groupDesc("lag_seconds", "Age of the oldest record that the group has not handled, on partitions led here.")
@@ -65,6 +78,8 @@ var (
 	descGroupRedelivering = groupDesc("redelivering_records", "Records that came back and wait to be delivered again.")
 	descGroupDeadPending  = groupDesc("dead_pending_records", "Records given up and not yet in the dead-letter topic.")
 	descGroupStuck        = groupDesc("stuck", "1 while dead letters can't be written.")
+	descGroupStuckOffset  = stuckDesc("offset", "Offset of the partition's oldest dead letter that can't be written; gone once it is.")
+	descGroupStuckSeconds = stuckDesc("seconds", "How long it can't be.")
 	descGroupHandled      = groupDesc("handled_records_total", "Records handled, since the broker leads the partitions.")
 	descGroupDelivered    = groupDesc("delivered_records_total", "Records delivered to members of shared groups.")
 	descGroupRedelivered  = groupDesc("redelivered_records_total", "Of them, those that had been delivered before.")
@@ -135,6 +150,9 @@ func (g *groupMetrics) take(b *Broker, name groupName, number int32, st *group.S
 	v.deadPending += st.DeadPending
 	v.members += len(st.Members)
 	v.stuck = v.stuck || st.Problem != ""
+	if s := st.Stuck; s != nil {
+		v.letters = append(v.letters, stuckLetter{number, s.Offset, s.Since})
+	}
 	sum := g.sums[name]
 	if sum == nil {
 		sum = &groupCounts{}
@@ -161,6 +179,11 @@ func (g *groupMetrics) send(gauges map[groupName]*groupGauges, untold int, ch ch
 		gauge(descGroupRedelivering, float64(v.redelivering))
 		gauge(descGroupDeadPending, float64(v.deadPending))
 		gauge(descGroupStuck, flag(v.stuck))
+		for _, x := range v.letters {
+			n := strconv.Itoa(int(x.number))
+			ch <- prometheus.MustNewConstMetric(descGroupStuckOffset, prometheus.GaugeValue, float64(x.offset), name.topic, name.group, n)
+			ch <- prometheus.MustNewConstMetric(descGroupStuckSeconds, prometheus.GaugeValue, time.Since(x.since).Seconds(), name.topic, name.group, n)
+		}
 		c := g.sums[name]
 		counter(descGroupHandled, c.handled)
 		counter(descGroupDelivered, c.delivered)

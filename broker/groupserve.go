@@ -95,7 +95,7 @@ func (c *groupCall) lease() error {
 	}
 	l, err := c.part.LeaseGroup(c.ctx, group.LeaseRequest{
 		Group: q.Group, Member: q.Member, Generation: q.Generation, Token: q.Token,
-		WaitMS: min(max(q.WaitMS, 0), wire.MaxFetchWaitMS), Options: o,
+		WaitMS: min(max(q.WaitMS, 0), wire.MaxFetchWaitMS), Options: o, Stuck: stuckOf(q.Stuck),
 	})
 	res := wire.GroupLeased{Token: l.Token, Next: l.Next, HeldMS: l.HeldMS, Wanted: l.Wanted, Generation: l.Generation}
 	if err != nil {
@@ -121,7 +121,7 @@ func (c *groupCall) commit() error {
 	if q.Offset < -1 {
 		return badRequest("offset %d: allowed are 0 and more, or -1 for none", q.Offset)
 	}
-	done, err := c.part.CommitGroup(c.ctx, group.Commit{Group: q.Group, Member: q.Member, Token: q.Token, Offset: q.Offset, Release: q.Release})
+	done, err := c.part.CommitGroup(c.ctx, group.Commit{Group: q.Group, Member: q.Member, Token: q.Token, Offset: q.Offset, Release: q.Release, Stuck: stuckOf(q.Stuck)})
 	if err != nil {
 		return err
 	}

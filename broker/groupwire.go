@@ -157,3 +157,15 @@ func checkMember(id string) *wire.Error {
 	}
 	return nil
 }
+
+// stuckOf is what a member says of a dead letter, by this broker's clock.
+func stuckOf(s *wire.GroupStuck) *group.Stuck {
+	if s == nil {
+		return nil
+	}
+	since := time.Now().Add(-time.Duration(min(max(s.ForMS, 0), maxStuckMS)) * time.Millisecond)
+	return &group.Stuck{Offset: s.Offset, Since: since, Topic: s.Topic, Reason: s.Reason, Waiting: s.Waiting}
+}
+
+// maxStuckMS: what is said to be longer is not believed.
+const maxStuckMS = 10 * 365 * 24 * 3600_000

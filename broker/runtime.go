@@ -103,6 +103,7 @@ func (b *Broker) own(s *slot) api.PartitionStatus {
 		st.Late = s.late(b, st.InSync)
 		st.Damaged = s.damagedOn(b)
 		st.Comparison = b.comparer.status(s)
+		st.Groups = p.GroupProblems()
 	case st.Leader == b.self():
 		st.Leader = 0 // it has yet to begin
 	}

@@ -32,6 +32,7 @@ func (t *tenure) bury() {
 		if t.work.Err() != nil {
 			return // burying stays true: nobody begins again
 		}
+		t.buriedOr(m, err)
 		if err == nil {
 			tries = 0
 			t.mu.Lock()
@@ -48,6 +49,46 @@ func (t *tenure) bury() {
 			return // the client was closed
 		}
 	}
+}
+
+// stuckLetter is a dead letter that can't be written.
+type stuckLetter struct {
+	of    *Message
+	since time.Time
+	err   error
+}
+
+// buriedOr notes whether the letter of m is written. The partition's leader is told at once when that changes, and with every
+// renewal: else nobody who looks at the group could know why it stands still.
+func (t *tenure) buriedOr(m *Message, err error) {
+	t.mu.Lock()
+	was := t.stuck
+	switch {
+	case err == nil:
+		t.stuck = nil
+	case was == nil || was.of != m:
+		t.stuck = &stuckLetter{m, time.Now(), err}
+	default:
+		was.err = err
+	}
+	changed := (was == nil) != (t.stuck == nil)
+	t.mu.Unlock()
+	if changed {
+		t.news.Store(true)
+		nudge(t.wake)
+	}
+}
+
+// stuckNow is what to tell the leader.
+func (t *tenure) stuckNow() *wire.GroupStuck {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.stuck
+	if s == nil {
+		return nil
+	}
+	return &wire.GroupStuck{Offset: s.of.Offset, ForMS: time.Since(s.since).Milliseconds(), Topic: t.s.deadLetterTopic(),
+		Reason: brief(s.err.Error(), maxWhy), Waiting: len(t.graves)}
 }
 
 func (s *Subscription) deadLetterTopic() string {

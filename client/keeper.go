@@ -129,7 +129,7 @@ func (t *tenure) keepLease(finish <-chan struct{}) error {
 				answer(flushes, err)
 				flushes = nil
 			}
-		case t.sinceRenewal() >= s.session()/3:
+		case t.sinceRenewal() >= s.session()/3 || t.news.Load():
 			err = t.renew()
 		}
 		switch {
@@ -204,29 +204,32 @@ func (t *tenure) finishLease(committed int64, flushes []chan error) error {
 
 // commit commits a position; -1: none. A lease that is lost ends the tenure.
 func (t *tenure) commit(at int64, release bool) error {
-	s, sent := t.s, time.Now()
+	s, sent, news := t.s, time.Now(), t.news.Swap(false)
 	out, err := groupAsk(context.Background(), s, wire.GroupCommit, t.c.partition,
-		wire.GroupCommitRequest{Group: s.group, Member: s.id, Token: t.lease.Token, Offset: at, Release: release}, 0,
+		wire.GroupCommitRequest{Group: s.group, Member: s.id, Token: t.lease.Token, Offset: at, Release: release, Stuck: t.stuckNow()}, 0,
 		func(out *wire.GroupCommitted) *Error { return out.Error })
-	return t.upheld(sent, out.Wanted, err)
+	return t.upheld(sent, out.Wanted, err, news)
 }
 
 func (t *tenure) renew() error {
-	s, sent := t.s, time.Now()
+	s, sent, news := t.s, time.Now(), t.news.Swap(false)
 	out, err := groupAsk(context.Background(), s, wire.GroupLease, t.c.partition,
-		wire.GroupLeaseRequest{Group: s.group, Member: s.id, Generation: t.c.generation.Load(), Token: t.lease.Token, Options: s.options()}, 0,
+		wire.GroupLeaseRequest{Group: s.group, Member: s.id, Generation: t.c.generation.Load(), Token: t.lease.Token, Options: s.options(), Stuck: t.stuckNow()}, 0,
 		func(out *wire.GroupLeased) *Error { return out.Error })
-	return t.upheld(sent, out.Wanted, err)
+	return t.upheld(sent, out.Wanted, err, news)
 }
 
-// upheld takes the answer to a commit or a renewal that was sent then.
-func (t *tenure) upheld(sent time.Time, wanted bool, err error) error {
+// upheld takes the answer to a commit or a renewal that was sent then, and was news to the leader of what is stuck.
+func (t *tenure) upheld(sent time.Time, wanted bool, err error, news bool) error {
 	if err == nil {
 		t.renewed(sent)
 		if wanted {
 			t.end() // finish, commit, release
 		}
 		return nil
+	}
+	if news {
+		t.news.Store(true) // it may not have heard
 	}
 	e := asError(err)
 	var none patience

@@ -31,6 +31,7 @@ type tenure struct {
 	retired   atomic.Bool // nothing begins any more
 	lost      atomic.Bool // it is somebody else's
 	touched   atomic.Bool // something was settled that the keeper hasn't looked at
+	news      atomic.Bool // exclusive: the leader doesn't know of stuck as it is
 
 	unsettled atomic.Int64  // records that came and are not settled
 	waiting   atomic.Int64  // of them, not begun
@@ -54,6 +55,7 @@ type tenure struct {
 	told     map[int64]string    // guarded by mu; the key of each record that is counted in a holdup
 	graves   []*Message          // guarded by mu; exclusive: to become dead letters
 	burying  bool                // guarded by mu; t.dead has its goroutine
+	stuck    *stuckLetter        // guarded by mu; what t.dead can't write
 	flushes  []chan error        // guarded by mu; Commits that wait
 	kept     bool                // guarded by mu; the keeper has gone
 }

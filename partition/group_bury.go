@@ -1,7 +1,6 @@
 package partition
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/parleymq/parley/partition/group"
@@ -113,7 +112,7 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 		*v = graves{of: d, stuck: map[int64]setAside{}, start: gl.start}
 	}
 	v.trim(gl.start)
-	g.problem = v.problem()
+	g.stuck = v.told()
 	dead, again, wait := v.next(p.now())
 	gl.table.mu.RLock()
 	o, _ := gl.table.s.Options(g.name)
@@ -158,7 +157,7 @@ func (gl *groupLead) buryGroup(g *ledGroup) (wait time.Duration, more bool) {
 		}
 		v.from = last + 1
 	}
-	g.problem = v.problem()
+	g.stuck = v.told()
 	if len(failed) > 0 {
 		p.c.Logger.Warn().Err(failed[0].err).Str("partition", p.name).Str("group", g.name).Int64("offset", failed[0].first).
 			Int("written", written).Int("stuck", len(v.stuck)).
@@ -236,27 +235,15 @@ func (v *graves) tried(failed []unburied, written int, again bool, now int64, cl
 	}
 }
 
-// problem says for people what can't be written.
-func (v *graves) problem() string {
+// told is the oldest letter that can't be written; nil: none.
+func (v *graves) told() *group.Stuck {
 	first, ok := v.of.FirstAside()
 	if !ok {
-		return ""
+		return nil
 	}
 	x := v.stuck[first]
-	text := fmt.Sprintf("the dead letter of offset %d can't be written since %s and is kept: %s", first, clockText(x.since), x.why)
-	switch n := len(v.stuck); {
-	case n >= buryStuck:
-		text += fmt.Sprintf("; %d dead letters can't be, the others wait for them", n)
-	case n > 1:
-		text += fmt.Sprintf("; %d dead letters can't be", n)
-	}
-	return text + "; " + buryAdvice
+	return &group.Stuck{Offset: first, Since: x.since, Reason: x.why, Waiting: len(v.stuck)}
 }
-
-// buryAdvice is what people can do.
-const buryAdvice = "it is tried again until the dead-letter topic takes it: see to that topic"
-
-func clockText(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // unburied are dead records that could not be brought to the dead-letter topic.
 type unburied struct {

@@ -131,8 +131,8 @@ func TestGravesOfATopicThatTakesNothing(t *testing.T) {
 			v.from = dead[len(dead)-1].Last + 1
 		}
 	}
-	if len(v.stuck) != buryStuck || !strings.Contains(v.problem(), "the others wait") {
-		t.Errorf("%d are set aside: %s", len(v.stuck), v.problem())
+	if len(v.stuck) != buryStuck || !strings.Contains(stuckText(v.told()), "the others wait") {
+		t.Errorf("%d are set aside: %s", len(v.stuck), stuckText(v.told()))
 	}
 	if calls > 1200 {
 		t.Errorf("%d calls in two hours", calls)

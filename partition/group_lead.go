@@ -59,9 +59,10 @@ type ledGroup struct {
 	isDirty, isHungry bool
 	gathering, sent   *flush // for those who wait for what d or c has gathered
 
-	graves  graves
-	problem string // of dead letters
-	damage  string // that stops the look ahead
+	graves graves
+	stuck  *group.Stuck // shared: a dead letter that can't be written
+	held   held         // exclusive: likewise, as its member tells
+	damage string       // that stops the look ahead
 }
 
 const (

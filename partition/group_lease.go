@@ -93,6 +93,7 @@ func (p *Partition) leaseGroup(ctx context.Context, r group.LeaseRequest) (none 
 			return none, describe(ErrLeaseLost, "%s: group %s: token %d is old: another member has had the partition since, or the group was reset", p.name, r.Group, r.Token)
 		case r.Token != 0:
 			g.lease.deadline = now + o.SessionMS
+			gl.told(g, l.Token, r.Member, r.Stuck)
 			return group.Lease{Token: l.Token, Next: l.Floor, Wanted: g.lease.wanted > l.Generation, Generation: l.Generation}, nil
 		case r.Generation < max(l.Generation, g.lease.wanted):
 			newest := max(l.Generation, g.lease.wanted)
@@ -197,6 +198,7 @@ func (p *Partition) commitGroup(ctx context.Context, c group.Commit) (none group
 		return none, describe(ErrBadRequest, "%s: group %s: offset %d is beyond the log, which ends before %d", p.name, c.Group, c.Offset, next)
 	}
 	g.lease.deadline = p.now() + o.SessionMS
+	gl.told(g, l.Token, c.Member, c.Stuck)
 	wanted := func() bool { return g.lease.wanted > l.Generation }
 	if !c.Release && (c.Offset < 0 || c.Offset == l.Floor) {
 		return group.Committed{Offset: l.Floor, Wanted: wanted()}, nil

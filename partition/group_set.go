@@ -74,7 +74,7 @@ func (gl *groupLead) delete(ctx context.Context, name string) *Error {
 		}
 		gl.failWaiters(g, describe(ErrGroupNotFound, "%s: group %s was deleted", gl.p.name, name))
 		gl.forsake(g)
-		g.d, g.c, g.lease, g.problem, g.damage = nil, nil, leaseTime{}, "", ""
+		g.d, g.c, g.lease, g.stuck, g.held, g.damage = nil, nil, leaseTime{}, nil, held{}, ""
 		gl.wakeChange(g)
 		gl.drop(g)
 	})
@@ -163,7 +163,10 @@ func (p *Partition) GroupStates(name string) ([]group.Status, error) {
 		} else {
 			st.Handled = uint64(max(0, st.Committed-g.handledFrom))
 		}
-		if st.Problem = g.problem; g.damage != "" {
+		if st.Stuck, st.Problem = gl.stuckNow(g, st.Token, st.Committed); st.Stuck != nil && g.d == nil {
+			st.DeadPending = int64(st.Stuck.Waiting)
+		}
+		if g.damage != "" {
 			st.Problem = g.damage
 		}
 	}

@@ -105,6 +105,8 @@ type PartitionStatus struct {
 	Problem string   `json:"problem,omitempty"`
 	// Damaged replicas' brokers, as the leader knows.
 	Damaged []uint64 `json:"damaged,omitempty"`
+	// Groups that can't go on, as the leader knows: a text each.
+	Groups []string `json:"groups,omitempty"`
 	// Move is set by the leader while the partition moves.
 	Move *MoveStatus `json:"move,omitempty"`
 	// Comparison of the replicas, as the leader knows it.

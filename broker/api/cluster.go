@@ -66,6 +66,12 @@ func (h *Handlers) ClusterHealth(ctx context.Context, _ None) (wire.ClusterHealt
 		default:
 			res.Problems = append(res.Problems, text)
 		}
+		// A user's topic or handler, most likely, and not the cluster: no reason to call it unhealthy.
+		for _, g := range p.Groups {
+			if len(res.Warnings) < MaxPage {
+				res.Warnings = append(res.Warnings, fmt.Sprintf("partition %s/%d, %s", p.topic.Name, p.number, g))
+			}
+		}
 	}
 	if more > 0 {
 		res.Problems = append(res.Problems, fmt.Sprintf("and %s more", plural(more, "partition")))

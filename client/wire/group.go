@@ -153,6 +153,18 @@ type GroupLeaseRequest struct {
 	Token      uint64       `json:"token,omitempty"`
 	WaitMS     int64        `json:"wait_ms,omitempty"`
 	Options    GroupOptions `json:"options"`
+
+	// Stuck, with a renewal, says what holds up the position; left out: nothing does.
+	Stuck *GroupStuck `json:"stuck,omitempty"`
+}
+
+// GroupStuck is a dead letter that the member of an exclusive group can't write: the position stays before its record.
+type GroupStuck struct {
+	Offset  int64  `json:"offset"`
+	ForMS   int64  `json:"for_ms"` // since the first try
+	Topic   string `json:"topic"`  // that doesn't take it
+	Reason  string `json:"reason"`
+	Waiting int    `json:"waiting"` // dead letters that are not written, this one among them
 }
 
 // GroupLeased grants: read from Next on. Errors: lease_held (retriable: the former holder still has it, for
@@ -176,6 +188,8 @@ type GroupCommitRequest struct {
 	Token   uint64 `json:"token"`
 	Offset  int64  `json:"offset"` // -1: only Release
 	Release bool   `json:"release,omitempty"`
+
+	Stuck *GroupStuck `json:"stuck,omitempty"` // as in GroupLeaseRequest
 }
 
 type GroupCommitted struct {

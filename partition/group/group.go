@@ -24,6 +24,7 @@ package group
 import (
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // Mode of a group.
@@ -185,6 +186,7 @@ type LeaseRequest struct {
 	Token      uint64
 	WaitMS     int64
 	Options    Options
+	Stuck      *Stuck // as in Commit, with a renewal
 }
 
 // Lease of a partition. With the error lease_held only HeldMS means something, with
@@ -203,7 +205,17 @@ type Commit struct {
 	Member  string
 	Token   uint64
 	Offset  int64
-	Release bool // gives the lease back
+	Release bool   // gives the lease back
+	Stuck   *Stuck // what holds up the cursor, as the member knows
+}
+
+// Stuck is a dead letter that can't be written.
+type Stuck struct {
+	Offset  int64
+	Since   time.Time // the first try that failed
+	Topic   string    // dead-letter topic; "" where Reason says it
+	Reason  string    // of the newest failure
+	Waiting int       // dead letters that are not written, this one among them
 }
 
 // Committed is where the cursor stands.
@@ -282,7 +294,8 @@ type Status struct {
 	Pending      int64  // delivered, not acked
 	Redelivering int64  // came back, and wait to be delivered again
 	DeadPending  int64  // dead, and not yet in the dead-letter topic
-	Problem      string // why dead letters can't be written; ""
+	Problem      string // what keeps the group from going on; ""
+	Stuck        *Stuck // the dead letter that can't be written, the oldest; nil: none. It belongs to nobody: don't change it
 	Token        uint64
 
 	// Since this broker leads the partition.
