@@ -151,7 +151,7 @@ func (g *groupMetrics) take(b *Broker, name groupName, number int32, st *group.S
 	v.members += len(st.Members)
 	v.stuck = v.stuck || st.Problem != ""
 	if s := st.Stuck; s != nil {
-		v.letters = append(v.letters, stuckLetter{number, s.Offset, s.Since})
+		v.letters = append(v.letters, stuckLetter{number, s.Offset, time.UnixMilli(s.SinceMS)})
 	}
 	sum := g.sums[name]
 	if sum == nil {

@@ -164,7 +164,7 @@ func stuckOf(s *wire.GroupStuck) *group.Stuck {
 		return nil
 	}
 	since := time.Now().Add(-time.Duration(min(max(s.ForMS, 0), maxStuckMS)) * time.Millisecond)
-	return &group.Stuck{Offset: s.Offset, Since: since, Topic: s.Topic, Reason: s.Reason, Waiting: s.Waiting}
+	return &group.Stuck{Offset: s.Offset, SinceMS: since.UnixMilli(), Topic: s.Topic, Reason: s.Reason, Waiting: s.Waiting}
 }
 
 // maxStuckMS: what is said to be longer is not believed.

@@ -112,8 +112,13 @@ func eventually(t *testing.T, ctx context.Context, what string, done func() (boo
 
 func groupBubble(t *testing.T, seed uint64, f faults, topics map[string]int, run func(ctx context.Context, m *model, c *Client)) {
 	t.Helper()
+	groupBubbleFor(t, 30*time.Minute, seed, f, topics, run)
+}
+
+func groupBubbleFor(t *testing.T, limit time.Duration, seed uint64, f faults, topics map[string]int, run func(ctx context.Context, m *model, c *Client)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
 		m := newModel(seed, f, topics)
 		c := m.client()

@@ -242,7 +242,7 @@ func (v *graves) told() *group.Stuck {
 		return nil
 	}
 	x := v.stuck[first]
-	return &group.Stuck{Offset: first, Since: x.since, Reason: x.why, Waiting: len(v.stuck)}
+	return &group.Stuck{Offset: first, SinceMS: x.since.UnixMilli(), Reason: x.why, Waiting: len(v.stuck)}
 }
 
 // unburied are dead records that could not be brought to the dead-letter topic.

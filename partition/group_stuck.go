@@ -29,7 +29,7 @@ func (gl *groupLead) told(g *ledGroup, token uint64, by string, s *group.Stuck) 
 	if s == nil {
 		g.held = held{}
 		if was != nil {
-			gl.p.c.Logger.Info().Str("partition", gl.p.name).Str("group", g.name).Int64("offset", was.Offset).Time("since", was.Since).
+			gl.p.c.Logger.Info().Str("partition", gl.p.name).Str("group", g.name).Int64("offset", was.Offset).Time("since", time.UnixMilli(was.SinceMS)).
 				Msg("the dead letter that held up an exclusive group is written: the partition goes on")
 		}
 		return
@@ -39,10 +39,10 @@ func (gl *groupLead) told(g *ledGroup, token uint64, by string, s *group.Stuck) 
 	c.Topic = c.Topic[:min(len(c.Topic), group.MaxText)]
 	c.Waiting = max(c.Waiting, 1)
 	if was != nil && was.Offset == c.Offset {
-		c.Since = was.Since // a member says for how long, which wavers
+		c.SinceMS = was.SinceMS // a member says for how long, which wavers
 	} else {
 		gl.p.c.Logger.Warn().Str("partition", gl.p.name).Str("group", g.name).Int64("offset", c.Offset).Str("member", by).
-			Str("dead_letter_topic", c.Topic).Time("since", c.Since).Str("error", c.Reason).
+			Str("dead_letter_topic", c.Topic).Time("since", time.UnixMilli(c.SinceMS)).Str("error", c.Reason).
 			Msg("a dead letter of an exclusive group can't be written: the partition waits for it, for order's sake")
 	}
 	g.held = held{&c, token}
@@ -58,7 +58,7 @@ func (gl *groupLead) stuckNow(g *ledGroup, token uint64, committed int64) (*grou
 		return nil, ""
 	}
 	text := fmt.Sprintf("the dead letter of offset %d can't be written to %s since %s, and holds this partition up, for order's sake: %s",
-		s.Offset, s.Topic, clockText(s.Since), s.Reason)
+		s.Offset, s.Topic, clockText(s.SinceMS), s.Reason)
 	if s.Waiting > 1 {
 		text += fmt.Sprintf("; %d dead letters wait", s.Waiting)
 	}
@@ -68,7 +68,7 @@ func (gl *groupLead) stuckNow(g *ledGroup, token uint64, committed int64) (*grou
 
 // stuckText is about a shared group.
 func stuckText(s *group.Stuck) string {
-	text := fmt.Sprintf("the dead letter of offset %d can't be written since %s and is kept: %s", s.Offset, clockText(s.Since), s.Reason)
+	text := fmt.Sprintf("the dead letter of offset %d can't be written since %s and is kept: %s", s.Offset, clockText(s.SinceMS), s.Reason)
 	switch {
 	case s.Waiting >= buryStuck:
 		text += fmt.Sprintf("; %d dead letters can't be, the others wait for them", s.Waiting)
@@ -78,7 +78,7 @@ func stuckText(s *group.Stuck) string {
 	return text + "; they are tried again until the dead-letter topic takes them, other records go on: see to that topic"
 }
 
-func clockText(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+func clockText(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
 
 // maxGroupProblems bounds the groups that one partition's problems are told of.
 const maxGroupProblems = 16

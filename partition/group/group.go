@@ -24,7 +24,6 @@ package group
 import (
 	"fmt"
 	"strconv"
-	"time"
 )
 
 // Mode of a group.
@@ -212,10 +211,10 @@ type Commit struct {
 // Stuck is a dead letter that can't be written.
 type Stuck struct {
 	Offset  int64
-	Since   time.Time // the first try that failed
-	Topic   string    // dead-letter topic; "" where Reason says it
-	Reason  string    // of the newest failure
-	Waiting int       // dead letters that are not written, this one among them
+	SinceMS int64  // the first try that failed, Unix time
+	Topic   string // dead-letter topic; "" where Reason says it
+	Reason  string // of the newest failure
+	Waiting int    // dead letters that are not written, this one among them
 }
 
 // Committed is where the cursor stands.
