@@ -63,8 +63,7 @@ func (w waiting) Read([]byte) (int, error) {
 // TestAlterPartitionsAsks: without --yes, and with nobody to ask, nothing is assumed.
 func TestAlterPartitionsAsks(t *testing.T) {
 	t.Parallel()
-	const topic = "alter-asks"
-	tool(t, "", "topic", "create", topic)
+	topic := topic(t)
 	o := call{stdin: "yes\n", env: map[string]string{"PARLEY_SERVER": shared.url(t)}}.run(t, "topic", "alter", topic, "--partitions", "3")
 	if o.code != exitUsage || !strings.Contains(o.stderr, "--yes") {
 		t.Errorf("exit %d\n%s", o.code, o.stderr)
