@@ -230,7 +230,7 @@ func (k *keyed) voidBelow(key *key, off int64) bool {
 	return false
 }
 
-// freeKeys is how many keys a member may have in any case. Beyond it, several members together take no more than two thirds
+// freeKeys is how many keys a member may have in any case. Beyond it, several members together take no more than five sixths
 // of the keys in sight: then most records that come next in the log have free keys, and a take finds them side by side. With
 // all keys taken it finds its own ones here and there, in batches that hold mostly others'.
 const freeKeys = 512
@@ -255,7 +255,7 @@ func (k *keyed) take(dst []Delivery, m int32, room, now int64) []Delivery {
 	}
 	free := int64(math.MaxInt64)
 	if active > 1 {
-		free = max(int64(k.byHash.count)*2/(3*active), freeKeys)
+		free = max(int64(k.byHash.count)*5/(6*active), freeKeys)
 	}
 	if me.keys > free-free/4 {
 		free = me.keys // not a few at a time

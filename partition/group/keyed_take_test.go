@@ -65,7 +65,7 @@ func TestKeyWaitsForAnswers(t *testing.T) {
 func TestMembersLeaveKeysFree(t *testing.T) {
 	t.Parallel()
 	s, d, e := keyedDispatcher(t)
-	const keys, part = 6000, 6000 * 2 / (3 * 2)
+	const keys, part = 6000, 6000 * 5 / (6 * 2)
 	hashes := make([]uint64, 3*keys)
 	for i := range hashes {
 		hashes[i] = uint64(i%keys) + 1
