@@ -38,6 +38,7 @@ type model struct {
 	index  uint64                 // of the log, for tokens
 	hold   bool                   // set by a request that waits
 	wakes  bool                   // a fetch at the end of the log is answered as soon as there is more
+	looks  time.Duration          // how often a request that waits looks again
 
 	slowAcks                      time.Duration // until an ack, which counts at once, is answered
 	acking, mostAcking, unhurried int           // acks that are not answered; that nobody waits for
@@ -91,7 +92,7 @@ type modelEntry struct {
 func newModel(seed uint64, f faults, topics map[string]int) *model {
 	m := &model{
 		rng: rand.New(rand.NewPCG(seed, 7)), faults: f, waiting: map[uint64]waiter{},
-		parts: map[string][]*modelPartition{}, groups: map[string]*modelGroup{}, counts: map[string]int{}, payload: wire.MaxPayload,
+		parts: map[string][]*modelPartition{}, groups: map[string]*modelGroup{}, counts: map[string]int{}, payload: wire.MaxPayload, looks: 15 * time.Millisecond,
 	}
 	for name, n := range topics {
 		for range n {
@@ -171,7 +172,7 @@ func (m *model) request(subject string, header map[string][]string, data []byte,
 		m.hold = false
 		r := m.serve(subject, header, data)
 		if m.hold && conn == m.conn && time.Since(arrives) < m.holds(data) {
-			time.AfterFunc(15*time.Millisecond, attempt)
+			time.AfterFunc(m.looks, attempt)
 			return
 		}
 		// A definite refusal holds for all copies of a request: only what was carried
