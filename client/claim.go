@@ -156,10 +156,15 @@ func (c *claim) hold(t *tenure) {
 	}
 	close(finish)
 	keeping.Wait()
+	t.lost.Store(true) // what is acked from here on is nobody's any more
 	t.stop()
 	t.dead.Wait()
 	t.end()
 }
+
+// gapPatience bounds how long gaps below what was handled are filled, when a partition is given back: a key that is
+// far behind must not keep it from others. What isn't filled then is handled again, with what lies above it.
+const gapPatience = 5 * time.Second
 
 // drain waits until nothing is in hand. What callers of Next hold when the subscription is closed is given up:
 // who closes doesn't go on to ack.
@@ -168,10 +173,15 @@ func (c *claim) drain(t *tenure) {
 	timer := time.NewTimer(s.cfg.drainTimeout)
 	defer timer.Stop()
 	limit := timer.C
+	filling := time.NewTimer(min(gapPatience, s.cfg.drainTimeout/2))
+	defer filling.Stop()
 	closing := s.closing
 	for !s.crew.idle(t) {
 		select {
 		case <-t.quiet:
+			continue
+		case <-filling.C:
+			s.crew.retire(t) // what is at work has the rest of the time
 			continue
 		case <-closing:
 			if closing = nil; s.worked() {

@@ -302,23 +302,40 @@ func (cr *crew) done(t *tenure, st *strand) {
 func (cr *crew) again(t *tenure, st *strand, failed, rest []*Message, delay time.Duration) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
+	failed = slices.DeleteFunc(slices.Clone(failed), func(m *Message) bool { return !m.resume(stateWaiting) })
 	for _, m := range failed {
 		m.Deliveries++
 		t.waiting.Add(1)
-		atomic.StoreUint32(&m.state, stateWaiting)
 	}
 	d := &t.deck
+	if len(failed) == 0 { // they were settled just now
+		if t.retired.Load() {
+			t.discardAll(rest)
+		} else if len(rest) > 0 {
+			cr.front(t, st, rest)
+			cr.enqueue(t)
+		}
+		return
+	}
 	if t.over() {
 		// The position can't pass the failed ones: what lies beyond them comes again anyway.
+		first := failed[0].Offset
+		for _, m := range failed {
+			first = min(first, m.Offset)
+		}
 		t.discardAll(failed)
-		t.discardAll(rest)
-		cr.keepBelow(t, failed[0].Offset)
+		if t.retired.Load() {
+			t.discardAll(rest)
+			return
+		}
+		cr.front(t, st, rest) // without an order some may lie below
+		cr.keepBelow(t, first)
+		cr.enqueue(t)
 		return
 	}
 	if st == nil && d.strands != nil {
 		st = t.strandOf(failed[0])
 	}
-	failed = slices.Clone(failed)
 	unordered := st == nil && t.s.cfg.order == Unordered
 	switch {
 	case unordered:
@@ -418,6 +435,7 @@ func (cr *crew) finish(t *tenure) {
 // keepBelow gives back what was not begun at that offset and beyond, and what waits to be tried again. cr.mu is held.
 func (cr *crew) keepBelow(t *tenure, offset int64) {
 	d := &t.deck
+	t.below.Store(min(t.below.Load(), offset))
 	high := func(m *Message) bool {
 		if m.Offset >= offset {
 			t.discardOne(m)
@@ -517,7 +535,7 @@ func (t *tenure) discardOne(m *Message) {
 func (cr *crew) idle(t *tenure) bool {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
-	return t.deck.working == 0 && t.unsettled.Load() == 0
+	return t.deck.working == 0 && (t.unsettled.Load() == 0 || t.lost.Load())
 }
 
 // wait waits until there may be something to take.

@@ -82,6 +82,20 @@ func (m *Message) buried() {
 	}
 }
 
+// resume takes m, which isn't settled, back to a state before.
+func (m *Message) resume(to uint32) bool {
+	for {
+		switch s := atomic.LoadUint32(&m.state); s {
+		case stateBegun, stateLapsed, stateNak:
+			if atomic.CompareAndSwapUint32(&m.state, s, to) {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
 // begin marks m as handed to somebody.
 func (m *Message) begin() bool {
 	if !atomic.CompareAndSwapUint32(&m.state, stateWaiting, stateBegun) {

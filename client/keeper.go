@@ -49,19 +49,21 @@ const assureLook = 5 * time.Millisecond
 
 // assured waits while the lease of an exclusive group may be another's by now. A process that was stopped for a while finds
 // records in its memory and in its sockets, and must not begin them before its keeper has looked at the clock.
-func (t *tenure) assured() {
+func (t *tenure) assured(ctx context.Context) bool {
 	if t.s.shared() {
-		return // its deliveries have their own times
+		return true // its deliveries have their own times
 	}
-	for t.sinceRenewal() >= t.s.session() && t.ctx.Err() == nil {
+	for t.sinceRenewal() >= t.s.session() && !t.retired.Load() {
 		nudge(t.wake)
 		timer := time.NewTimer(assureLook)
 		select {
-		case <-t.ctx.Done():
+		case <-ctx.Done():
+			timer.Stop()
+			return false
 		case <-timer.C:
 		}
-		timer.Stop()
 	}
+	return true
 }
 
 // position is what may be committed: everything below it is handled. -1: nothing new.

@@ -57,7 +57,10 @@ func (m *Messages) NextBatch(ctx context.Context, limit int) ([]*Message, error)
 		}
 		t, _, run := s.crew.take(nil, limit)
 		if t != nil {
-			t.assured()
+			if !t.assured(ctx) {
+				s.crew.putBack(t, nil, run)
+				return nil, ctx.Err()
+			}
 			now := time.Now()
 			run = slices.DeleteFunc(run, func(m *Message) bool { return !t.mayBegin(m, now) })
 			if len(run) > 0 {

@@ -317,7 +317,7 @@ func (s *Subscription) Commit(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Close leaves the group: nothing more is begun, handlers at work are waited for, what was handled is committed,
+// Close leaves the group: nothing more is begun but what fills gaps below what was handled, for 5 s at most; handlers at work are waited for, what was handled is committed,
 // partitions are given back so that others have them at once. When ctx ends first, the handlers' contexts end and Close returns
 // ctx's error; what they had in hand is delivered again. It must not be called by a handler. It is safe to
 // call again.

@@ -288,7 +288,8 @@ func HandlerTimeout(d time.Duration) SubscribeOption {
 }
 
 // DrainTimeout bounds how long a partition that goes to another member waits for handlers that
-// are at work on its records; their contexts end then. Default 30 s.
+// are at work on its records; their contexts end then, which is no failure of theirs. Half of it, and 5 s at most, may go into
+// records of an exclusive group that lie below one that was handled: the position can't pass them. Default 30 s.
 func DrainTimeout(d time.Duration) SubscribeOption {
 	return positive("drain timeout", d, func(c *subscribeConfig) { c.drainTimeout = d })
 }

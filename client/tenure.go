@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,7 @@ type tenure struct {
 	touched   atomic.Bool // something was settled that the keeper hasn't looked at
 	news      atomic.Bool // exclusive: the leader doesn't know of stuck as it is
 
+	below     atomic.Int64  // what lies here and beyond isn't begun
 	unsettled atomic.Int64  // records that came and are not settled
 	waiting   atomic.Int64  // of them, not begun
 	bytes     atomic.Int64  // of parcels that are not settled whole
@@ -99,6 +101,7 @@ func newTenure(c *claim, l Lease, generation uint64) *tenure {
 	}
 	t.window.Store(int64(min(windowFirst, c.s.cfg.prefetchRecords)))
 	t.low.Store(t.window.Load() / 2)
+	t.below.Store(math.MaxInt64)
 	t.ctx, t.end = context.WithCancel(c.ctx)
 	t.work, t.stop = context.WithCancel(c.s.life)
 	return t

@@ -75,7 +75,7 @@ func (w *worker) run() {
 			}
 			continue
 		}
-		t.assured()
+		t.assured(context.Background())
 		began := time.Now()
 		if w.s.handleBatch != nil {
 			w.batch(t, st, run, began)
@@ -136,7 +136,7 @@ func (w *worker) enter(now time.Time) (*Message, context.Context) {
 // mayBegin marks m as begun, or gives it back, or drops it when it has expired.
 func (t *tenure) mayBegin(m *Message, now time.Time) bool {
 	switch {
-	case t.retired.Load() || t.lost.Load() || t.s.stopped.Load():
+	case t.retired.Load() || t.lost.Load() || t.s.stopped.Load() || m.Offset >= t.below.Load():
 		t.discardOne(m)
 	case t.s.shared() && m.in.expired(now):
 		_ = m.settle(stateVoid) // or it is already
@@ -276,7 +276,9 @@ func (t *tenure) outcome(ctx context.Context, m *Message, err error) (delay time
 		return 0, false // the handler has settled it, or it is lost
 	}
 	if err == nil {
-		_ = m.Ack() // or it was lost just now
+		if m.Ack() != nil && !s.shared() && atomic.LoadUint32(&m.state) == stateNak { // or it was lost just now
+			return t.retry(m, t.detail(m).delay, errNak)
+		}
 		return 0, false
 	}
 	var retry *retryError
@@ -285,8 +287,8 @@ func (t *tenure) outcome(ctx context.Context, m *Message, err error) (delay time
 	case t.lost.Load():
 		_ = m.settle(stateVoid)
 		return 0, false
-	case ctx.Err() != nil && s.handling.Err() != nil:
-		// The subscription was closed before the handler was through: nobody's fault.
+	case ctx.Err() != nil && (s.handling.Err() != nil || errors.Is(context.Cause(ctx), ErrLost)):
+		// The subscription was closed, or its partition given away, before the handler was through: nobody's fault.
 		if s.shared() {
 			_ = t.nak(m, 0, "its consumer was closed")
 		} else {
@@ -315,7 +317,9 @@ var errNak = errors.New("nak'd")
 // retry decides what becomes of a record of an exclusive group that could not be handled.
 func (t *tenure) retry(m *Message, delay time.Duration, err error) (wait time.Duration, again bool) {
 	s, tried := t.s, int(m.Deliveries)
-	atomic.StoreUint32(&m.state, stateBegun) // it may have been nak'd
+	if !m.resume(stateBegun) { // it may have been nak'd
+		return 0, false // somebody else has settled it meanwhile
+	}
 	s.failure(m, err)
 	switch {
 	case s.cfg.stopOnFailure && tried >= max(s.cfg.maxDeliveries, 1):

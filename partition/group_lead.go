@@ -70,9 +70,9 @@ const (
 	maxGroupOps = 8192
 	// groupEntryBytes is about how large an entry gets; what dispatchers have gathered beyond it follows in the next one.
 	groupEntryBytes = 512 << 10
-	// sureFor is how long the leader takes for granted that it still leads after something was
-	// committed or confirmed. Elections take longer, by far.
-	sureForMS = 1000
+	// sureForMS is how long the leader takes for granted that it still leads after something was committed or
+	// confirmed. It is less than followers wait before they elect another one, 0.5 s (docs/adr/0081).
+	sureForMS = 400
 	// loopLeastMS is how close together looks at the clock are.
 	loopLeastMS = 5
 	// ackGatherMS is how long acks that nobody waits for gather. An entry costs each replica an fsync and a round of
