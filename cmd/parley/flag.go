@@ -66,6 +66,8 @@ func giveOnce(cmd *cobra.Command) {
 		f.Value = &single{Value: f.Value}
 	})
 	for _, sub := range cmd.Commands() {
-		giveOnce(sub)
+		if !sub.Hidden { // those are for programs, which add to what is there
+			giveOnce(sub)
+		}
 	}
 }
