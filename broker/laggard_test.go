@@ -57,7 +57,7 @@ func TestLaggardAsSecondOfMajority(t *testing.T) {
 			})
 			waited := time.Since(begin)
 			t.Logf("%d bytes behind: the first ack with it came after %v", bytes, waited.Round(time.Millisecond))
-			if limit := 10*time.Second + time.Duration(bytes)*time.Second/rate; waited > limit {
+			if limit := brokertest.Wait + time.Duration(bytes)*time.Second/rate; waited > limit {
 				t.Errorf("the first ack came after %v, %v are allowed", waited, limit)
 			}
 			fill(t, b1, "t", after)

@@ -24,6 +24,9 @@ func (b *Broker) room() room {
 }
 
 func (b *Broker) answerRoom(context.Context, mesh.Identity, []byte) ([]byte, error) {
+	if err := b.notStarted(); err != nil { // there is no word of the disk yet
+		return nil, err
+	}
 	return json.Marshal(b.room())
 }
 

@@ -52,8 +52,7 @@ func TestManyMembers(t *testing.T) {
 		t.Errorf("%d members are known, want %d", len(d.Members), len(members))
 	}
 	each(func(i int) error { return members[i].Close(ctx) })
-	if d := groupDone(t, c, "jobs", "g"); len(d.Members) != 0 {
-		t.Errorf("%d members are left", len(d.Members))
-	}
+	// One whose goodbye was not heard in time goes with its session.
+	brokertest.Eventually(t, "no member is left", func() bool { return len(groupDone(t, c, "jobs", "g").Members) == 0 })
 	seen.check(t, records, true)
 }

@@ -194,6 +194,7 @@ func (t *tenure) lose(err error) {
 	t.s.crew.retire(t)
 	t.s.interrupt(t, func(*Message) bool { return true }, ErrLost)
 	nudge(t.wake)
+	nudge(t.quiet) // the end waits for nothing any more that only the lease could settle
 }
 
 func (t *tenure) detail(m *Message) detail {
