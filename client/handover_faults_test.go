@@ -463,3 +463,42 @@ func TestLateAck(t *testing.T) {
 		})
 	}
 }
+
+// Close waits for dead letters that can't be written; once the lease is lost they never will be, and Close ends.
+func TestCloseEndsWhenLostWithADeadLetter(t *testing.T) {
+	t.Parallel()
+	groupBubble(t, 1, faults{}, map[string]int{"t": 1}, func(ctx context.Context, m *model, c *Client) {
+		m.fillKeys("t", 0, 3, 1, None)
+		other, dead := unpluggable(m, c)
+		var handled atomic.Int32
+		s, err := other.Subscribe(ctx, "t", "g", func(context.Context, *Message) error {
+			handled.Add(1)
+			return Terminate("no") // there is no dead-letter topic, and the model makes none
+		}, Session(10*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		closed := make(chan struct{})
+		go func() { _ = s.Close(ctx); close(closed) }()
+		time.Sleep(time.Second)
+		dead.pull()
+		select {
+		case <-closed:
+			t.Logf("closed after %v, %d handled", time.Since(began), handled.Load())
+		case <-time.After(3 * time.Minute):
+			t.Errorf("Close has not ended after %v; %d handled", time.Since(began), handled.Load())
+			for _, cl := range s.claims {
+				if tn := cl.tenure.Load(); tn != nil {
+					t.Logf("lost %v, unsettled %d, idle %v", tn.lost.Load(), tn.unsettled.Load(), s.crew.idle(tn))
+				}
+			}
+			s.end()
+			<-closed
+		}
+		hurry, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_ = other.Close(hurry)
+	})
+}
