@@ -71,7 +71,11 @@ type move struct {
 }
 
 // settlement is when the members were last found to be those that the epoch wants.
-type settlement struct{ term, epoch uint64 }
+type settlement struct {
+	term, epoch uint64
+	at          time.Time // when they were first found so, in this term, for what concerns the partition
+	sure        bool      // they were so once more, when no step of an earlier leader, or epoch, could be made late any more
+}
 
 func newMovers(b *Broker) *movers {
 	return &movers{b: b, kick: make(chan struct{}, 1), room: make(chan struct{}, stepsAtOnce)}
@@ -123,7 +127,11 @@ func (k *movers) work(ctx context.Context) (more bool) {
 			continue
 		}
 		s.move.mu.Lock()
-		wait := s.move.settled.term == s.lead.load().term && s.move.settled.epoch >= max(s.concern.Load(), 1)
+		done := s.move.settled
+		wait := done.term == s.lead.load().term && done.epoch >= max(s.concern.Load(), 1)
+		if wait && !done.sure {
+			more, wait = true, now.Before(done.at.Add(moveStep))
+		}
 		pause := now.Before(s.move.again)
 		s.move.mu.Unlock()
 		if wait {
@@ -225,8 +233,14 @@ func (k *movers) advance(ctx context.Context, s *slot, p *partition.Partition, r
 			return true, k.finish(ctx, s, topic, part)
 		}
 		s.move.mu.Lock()
-		s.move.settled = settlement{term, c.Epoch}
-		s.move.mu.Unlock()
+		defer s.move.mu.Unlock()
+		switch was := s.move.settled; {
+		case was.term != term || was.at.IsZero() || was.epoch < s.concern.Load():
+			s.move.settled = settlement{term: term, epoch: c.Epoch, at: time.Now()}
+			s.move.members = nil // the next look is to find out anew
+		default:
+			s.move.settled = settlement{term, c.Epoch, was.at, !time.Now().Before(was.at.Add(moveStep))}
+		}
 		return false, nil
 	case stepWait:
 		return false, nil
